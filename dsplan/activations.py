@@ -1,0 +1,254 @@
+"""Activations: minGPT as a program on the tape, from the tokens to the loss and back.
+
+The program has three pieces, because every block does the same: embedding, one block, head. Each is
+recorded once per workload; the walk replays the block for every layer.
+
+Legend: e bytes of an element, b micro batch, s sequence, h width, a heads, V vocabulary, T positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dsplan import attention, operators
+from dsplan.kernels import Kernels
+from dsplan.ledger import Term
+from dsplan.model import ModelShape
+from dsplan.operators import BACKWARD, WORKING
+from dsplan.tape import ENTER, ENTER_BACKWARD, FREE, LEAVE, Event, Storage, Tape, Tensor
+from dsplan.workload import Workload
+
+STREAM = Term("residual stream", "e·b·s·h per half block", "minGPT Block.forward; saved as layer norm's input")
+NORMALISED = Term("layer norm outputs", "e·b·s·h each", "saved as the next linear's input")
+RESIDUAL_MASK = Term("residual dropout masks", "b·s·h each", "aten native_dropout, bool; the CPU keeps e·b·s·h")
+MLP = Term("MLP activations", "4·e·b·s·h each", "c_fc output and what the GELU saves; derivatives.yaml")
+CHECKPOINT = Term("checkpointed block inputs", "e·b·s·h per block", "torch.utils.checkpoint / deepspeed.checkpointing")
+LOGITS = Term("logits and log-probabilities", "e·b·s·V each", "minGPT lm_head; aten _log_softmax saves its result")
+INPUTS = Term("tokens, targets, positions", "8·b·s each, 8·s", "int64 inputs of the step")
+SCALARS = Term("loss and its scalars", "e each", "aten nll_loss_forward")
+
+
+#: The name under which a block's own hooks are marked; its submodules' names carry no prefix.
+BLOCK = "block"
+ROOT = "model"  # the whole of it, which DeepSpeed enters first and, from its output, first in the backward pass
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The events of one piece, forward and backward."""
+
+    forward: tuple[Event, ...]
+    backward: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The three pieces of a decoder."""
+
+    embedding: Program
+    block: Program
+    head: Program
+
+
+@lru_cache(maxsize=256)
+def programs(model: ModelShape, workload: Workload, kernels: Kernels) -> Programs:
+    """Record the three pieces for one micro batch."""
+    return Programs(
+        embedding=_record(_Embedding(model, workload, kernels)),
+        block=_record(_Block(model, workload, kernels)),
+        head=_record(_Head(model, workload, kernels)),
+    )
+
+
+class _Piece:
+    """Sizes that all pieces share."""
+
+    def __init__(self, model: ModelShape, workload: Workload, kernels: Kernels) -> None:
+        self.model = model
+        self.workload = workload
+        self.tape = Tape(kernels)
+        self.e = workload.element_bytes
+        self.b, self.s, self.h = workload.micro_batch_size, workload.sequence_length, model.hidden_size
+        self.stream_bytes = self.e * self.b * self.s * self.h
+        # LayerNorm accumulates in fp32 on CUDA; the CPU kernel keeps the statistics in the input's type.
+        self.statistics_bytes = (4 if kernels.float_norm_statistics else self.e) * self.b * self.s
+
+    def linear(self, x: Tensor, name: str, n_in: int, n_out: int, term: Term) -> Tensor:
+        e = self.e
+        size = e * self.b * self.s * n_out
+
+        def apply(y: Tensor) -> Tensor:
+            return operators.linear(self.tape, y, size, term, name, e * n_in * n_out, e * n_out)
+
+        return self.tape.module(name, apply, x)
+
+    def layer_norm(self, x: Tensor, name: str, term: Term) -> Tensor:
+        def apply(y: Tensor) -> Tensor:
+            return operators.layer_norm(self.tape, y, term, name, self.statistics_bytes, self.e * self.h)
+
+        return self.tape.module(name, apply, x)
+
+    def dropout(self, x: Tensor, name: str, *, term: Term = WORKING) -> Tensor:
+        numel = self.b * self.s * self.h
+
+        def apply(y: Tensor) -> Tensor:
+            return operators.dropout(self.tape, y, numel, self.e, self.model.dropout, RESIDUAL_MASK, term=term)
+
+        return self.tape.module(name, apply, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Block(_Piece):
+    """ln_1, attention, ln_2, MLP with residuals, under activation checkpointing or not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = self.workload.activation_checkpointing
+
+        def block(y: Tensor) -> Tensor:
+            return self.tape.module(BLOCK, self.block, y)
+
+        if kind == "none":
+            return block(x)
+        return self.tape.checkpoint(block, x, stops_early=kind == "torch")
+
+    def block(self, x: Tensor) -> Tensor:
+        t = self.tape
+        normalised = self.layer_norm(x, "ln_1", NORMALISED)
+        attended = t.module("attn", self.attention, normalised)
+        t.drop(normalised)
+        middle = operators.add(t, x, attended, STREAM)
+        t.drop(attended)
+        normalised = self.layer_norm(middle, "ln_2", NORMALISED)
+        dropped = t.module("mlp", self.mlp, normalised)
+        t.drop(normalised)
+        out = operators.add(t, middle, dropped, STREAM)
+        t.drop(dropped, middle)
+        return out
+
+    def mlp(self, x: Tensor) -> Tensor:
+        t, h = self.tape, self.h
+        hidden = self.linear(x, "mlp.c_fc", h, self.model.mlp_width, MLP)
+        activate = operators.gelu_new if self.model.activation == "gelu_new" else operators.gelu
+        active = t.module("mlp.act", lambda y: activate(t, y, MLP), hidden)
+        t.drop(hidden)
+        projected = self.linear(active, "mlp.c_proj", self.model.mlp_width, h, WORKING)
+        t.drop(active)
+        dropped = self.dropout(projected, "mlp.dropout")
+        t.drop(projected)
+        return dropped
+
+    def attention(self, x: Tensor) -> Tensor:
+        t, h = self.tape, self.h
+        shape = attention.AttentionShape(
+            batch=self.b,
+            length=self.s,
+            heads=self.model.num_attention_heads,
+            head_width=self.model.head_width,
+            element_bytes=self.e,
+            dropout=self.model.dropout,
+        )
+        qkv = self.linear(x, "attn.c_attn", h, 3 * h, attention.QKV)
+        core = attention.eager if self.model.attention == "eager" else attention.fused
+        context = core(t, qkv, shape)
+        projected = self.linear(context, "attn.c_proj", h, h, WORKING)
+        t.drop(context)
+        dropped = self.dropout(projected, "attn.resid_dropout")
+        t.drop(projected, qkv)  # q, k and v stay in the function's locals until it returns
+        return dropped
+
+
+class _Embedding(_Piece):
+    """Token and position embeddings, and the dropout after them.
+
+    Their inputs are integers, so stage 3 sees no gradient at the inputs and its post-backward hook
+    never fires: the parameters stay gathered until the step (release_backward_leftovers).
+    """
+
+    def forward(self, _: Tensor) -> Tensor:
+        t, e = self.tape, self.e
+        t.mark(ENTER, ROOT)
+        positions = t.tensor(8 * self.s, INPUTS)
+        kept = t.save(positions)
+        t.mark(ENTER, "transformer.wte")
+        tokens_embedded = t.tensor(self.stream_bytes, WORKING)
+        t.mark(LEAVE, "transformer.wte")
+        t.mark(ENTER, "transformer.wpe")
+        positions_embedded = t.tensor(e * self.s * self.h, WORKING)
+        t.mark(LEAVE, "transformer.wpe")
+        out = t.tensor(self.stream_bytes, STREAM)
+
+        def backward(gradient: Storage) -> None:
+            # The position gradient is summed over the batch first (expand's backward).
+            summed = t.allocate(e * self.s * self.h, BACKWARD) if self.b > 1 else t.hold(gradient)
+            t.mark(ENTER_BACKWARD, "transformer.wpe")
+            t.allocate(e * self.model.max_position_embeddings * self.h, operators.PARAMETER_GRADIENT)
+            t.release(summed)
+            t.forget(kept)
+            t.parameter_gradient("transformer.wpe.weight")
+            t.mark(ENTER_BACKWARD, "transformer.wte")
+            token_gradient = t.allocate(e * self.model.vocab_size * self.h, operators.PARAMETER_GRADIENT)
+            t.release(gradient)
+            if self.model.tie_word_embeddings:
+                self.add_to_the_heads(token_gradient)
+            t.parameter_gradient("transformer.wte.weight")
+
+        t.node(out, backward)
+        t.drop(tokens_embedded, positions_embedded)
+        dropped = self.dropout(out, "transformer.drop", term=STREAM)
+        t.drop(out, positions)
+        return dropped
+
+    def add_to_the_heads(self, gradient: Storage) -> None:
+        """A tied weight's gradient is added to the one that its use as the head has left waiting.
+
+        Not in place where that one is a view of the transposed product, which counts as shared
+        (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
+        """
+        t = self.tape
+        if not (t.kernels.accumulates_in_place and t.kernels.zero3_linear):
+            t.allocate(gradient.size, operators.PARAMETER_GRADIENT)
+            t.events.append((FREE, gradient.size, gradient.term))
+        t.release(gradient)
+
+
+class _Head(_Piece):
+    """Final layer norm, language-model head, cross-entropy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.tape
+        normalised = self.layer_norm(x, "transformer.ln_f", NORMALISED)
+        weight_bytes = self.e * self.h * self.model.vocab_size
+        size = self.e * self.b * self.s * self.model.vocab_size
+        tied = self.model.tie_word_embeddings
+
+        def head(y: Tensor) -> Tensor:
+            return operators.linear(t, y, size, LOGITS, "lm_head", weight_bytes, 0, tied=tied)
+
+        logits = t.module("lm_head", head, normalised)
+        t.drop(normalised)
+        loss = operators.cross_entropy(t, logits, self.e, LOGITS, SCALARS)
+        t.drop(logits)
+        return loss
+
+
+def _record(piece: _Piece) -> Program:
+    """Run a piece forward and backward on its tape; its input is held by what came before."""
+    t = piece.tape
+    source = Storage(piece.stream_bytes, STREAM, silent=True)
+    x = Tensor(source)
+    start = len(t.events)
+    out = piece.forward(x)
+    turn = len(t.events)
+    if isinstance(piece, _Head):  # the loss is the model's output: its backward is the first
+        t.mark(ENTER_BACKWARD, ROOT)
+    # A block's output lives on as the next one's saved input, whose backward ends before this one's starts.
+    gradient = t.allocate(out.storage.size, BACKWARD)
+    t.drop(out)
+    t.run_backward(out, gradient)
+    arrived = t.take_gradient(x)
+    if arrived is not None:
+        t.release(arrived)
+    return Program(forward=tuple(t.events[start:turn]), backward=tuple(t.events[turn:]))

@@ -1,0 +1,142 @@
+"""Settings of ``zero_optimization`` and the stage that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dsplan.check.configuration import Configuration
+from dsplan.check.finding import ERROR, NOTE, WARNING, Finding, Rule
+from dsplan.check.known import known_keys
+
+IGNORED = Rule(
+    id="DS401", name="ignored-at-stage", severity=WARNING, summary="The chosen ZeRO stage does not read the key."
+)
+REFUSED = Rule(
+    id="DS402",
+    name="refused-at-stage",
+    severity=ERROR,
+    summary="DeepSpeed stops at this setting with the chosen stage.",
+)
+RULES = (IGNORED, REFUSED)
+
+_ZERO = "zero_optimization"
+#: Key -> the stages whose optimizer gets it (``runtime/engine.py``, ``_configure_zero_optimizer``). Keys that start
+#: with stage3_ belong to stage 3 and are not listed.
+_STAGES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("offload_optimizer", "reduce_bucket_size", "contiguous_gradients", "overlap_comm"), (1, 2, 3)),
+    **dict.fromkeys(("reduce_scatter", "zenflow"), (1, 2, 3)),
+    **dict.fromkeys(
+        (
+            "allgather_bucket_size",
+            "round_robin_gradients",
+            "use_multi_rank_bucket_allreduce",
+            "parameter_alignment",
+            "ignore_unused_parameters",
+        ),
+        (1, 2),
+    ),
+    **dict.fromkeys(
+        (
+            "offload_param",
+            "sub_group_size",
+            "zero_hpz_partition_size",
+            "zero_quantized_weights",
+            "zero_quantized_nontrainable_weights",
+            "zero_quantized_gradients",
+            "memory_efficient_linear",
+            "leaf_module",
+            "log_trace_cache_warnings",
+            "enable_sanity_checks",
+            "save_muon_momentum_buffer_in_memory",
+            "prefetch_bucket_size",
+            "param_persistence_threshold",
+            "model_persistence_threshold",
+            "max_live_parameters",
+            "max_reuse_distance",
+            "gather_16bit_weights_on_model_save",
+            "module_granularity_threshold",
+            "use_all_reduce_for_fetch_params",
+            "allgather_sequential",
+        ),
+        (3,),
+    ),
+}
+
+
+def ignored(config: Configuration) -> Iterator[Finding]:
+    """Keys that the chosen stage does not read: a warning where they ask for something, a note where they do not.
+
+    Source: ``runtime/engine.py`` (``_configure_zero_optimizer``) and ``runtime/zero/partition_parameters.py``
+    (``Init``, which stage 3 alone uses).
+    """
+    stage = config.stage
+    if stage is None:
+        return
+    for key, value in config.section(_ZERO).items():
+        stages = (3,) if key.startswith("stage3_") else _STAGES.get(key)
+        if stages is None or stage in stages:
+            continue
+        given = "" if config.has(f"{_ZERO}.stage") else ", since none is given"
+        message = f"the stage is {stage}{given}, which ignores {key}: only stage {_words(stages)} reads it"
+        instead = f'"stage": {stages[-1]}' if len(stages) == 1 else f'"stage": {stages[0]} or above'
+        severity = WARNING if _asks(key, value) else NOTE
+        yield config.finding(IGNORED, f"{_ZERO}.{key}", message, f"{instead}, or remove {key}", severity=severity)
+
+
+def offload_ignored(config: Configuration) -> Iterator[Finding]:
+    """Stages 1 and 2 keep offloaded states in host memory, whatever the device (``stage_1_and_2.py``, ``__init__``)."""
+    if config.stage in (1, 2) and config.get(f"{_ZERO}.offload_optimizer.device") == "nvme":
+        message = f"stage {config.stage} offloads the optimizer to host memory: only stage 3 goes to NVMe"
+        yield config.finding(
+            IGNORED, f"{_ZERO}.offload_optimizer.device", message, '"cpu", or "stage": 3', on_value=True
+        )
+
+
+def refused(config: Configuration) -> Iterator[Finding]:
+    """Combinations that stop DeepSpeed.
+
+    Source: ``runtime/zero/config.py`` (``offload_ratio_check``, ``compute_grad_norm_valid``), ``runtime/config.py``
+    (``_do_error_check``) and ``runtime/zero/stage_1_and_2.py`` (``__init__``).
+    """
+    stage = config.stage
+    if stage is None:
+        return
+    ratio = config.get(f"{_ZERO}.offload_optimizer.ratio", 1.0)
+    if stage != 3 and isinstance(ratio, int | float) and ratio < 1:
+        path = f"{_ZERO}.offload_optimizer.ratio"
+        yield config.finding(
+            REFUSED, path, f"a ratio below 1 needs stage 3; the stage is {stage}", "1.0", on_value=True
+        )
+    if stage == 3 and config.get("gradient_allreduce_op") == "sum":
+        message = "stage 3 does not sum gradients"
+        yield config.finding(REFUSED, "gradient_allreduce_op", message, '"mean"', on_value=True)
+    if config.get(f"{_ZERO}.compute_grad_norm") is False:
+        path = f"{_ZERO}.compute_grad_norm"
+        if stage in (0, 3):
+            yield config.finding(REFUSED, path, f"stage {stage} needs the gradient's norm", "true", on_value=True)
+        elif config.get("gradient_clipping", 1.0) != 0:
+            message = (
+                "without the gradient's norm there is no clipping, and gradient_clipping is 1.0 unless it is given"
+            )
+            yield config.finding(REFUSED, path, message, '"gradient_clipping": 0 at the top level', on_value=True)
+        elif config.get(f"{_ZERO}.offload_optimizer.device", "none") != "none":
+            message = "offload_optimizer needs the gradient's norm"
+            yield config.finding(REFUSED, path, message, "true", on_value=True)
+
+
+def _asks(key: str, value: Any) -> bool:
+    """Whether the setting asks for something that its absence would not give."""
+    if isinstance(value, dict) and key in ("offload_optimizer", "offload_param"):
+        return bool(value.get("device", "none") != "none")
+    default = known_keys(_ZERO).get(key, {}).get("default")
+    off = key == "zero_hpz_partition_size" and value in (0, 1)
+    return not off and value not in (default, None, "auto", False)
+
+
+def _words(stages: tuple[int, ...]) -> str:
+    words = [str(stage) for stage in stages]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+CHECKS = (ignored, offload_ignored, refused)

@@ -1,0 +1,60 @@
+"""Whether it will fit; silent without ``--model`` and ``--gpu``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dsplan.check.configuration import DEEPSPEED, Configuration
+from dsplan.check.finding import ERROR, NOTE, WARNING, Finding, Rule
+from dsplan.errors import InputError
+from dsplan.units import format_bytes
+
+DOES_NOT_FIT = Rule(
+    id="DS811", name="does-not-fit", severity=ERROR, summary="The run needs more memory than the device or host has."
+)
+TIGHT = Rule(id="DS812", name="tight", severity=WARNING, summary="The run fits only if the allocator fragments little.")
+NO_VERDICT = Rule(
+    id="DS813", name="no-verdict", severity=NOTE, summary="Whether the run fits cannot be said, and why not."
+)
+RULES = (DOES_NOT_FIT, TIGHT, NO_VERDICT)
+
+
+def fits(config: Configuration) -> Iterator[Finding]:
+    """The estimate of ``dsplan estimate --ds-config``; what it does not model gets no verdict."""
+    run = config.run
+    if run.model is None or run.cluster is None or run.cluster.accelerator is None:
+        return
+    if not config.alone or not config.complete:
+        yield _none(config, "only a file of its own, without syntax errors, is estimated")
+        return
+    from dsplan import estimate as estimator  # 100 ms that only a verdict needs
+    from dsplan.dsconfig.read import read_ds_config
+
+    try:
+        plan = read_ds_config(
+            config.path,
+            world_size=run.cluster.world_size,
+            sequence_length=run.sequence_length or run.model.max_position_embeddings,
+            optimizer=None if config.has("optimizer") else "adamw",
+        ).plan
+        row = estimator.estimate(run.model, [plan], run.cluster, ladder=False).plans[0]
+    except InputError as error:
+        yield _none(config, str(error).removeprefix(f"{config.path}: "))
+        return
+    usable = run.cluster.accelerator.usable_bytes or 0
+    need = f"needs {format_bytes(row.device.device_bytes)} of {format_bytes(usable)} on the device"
+    if row.verdict == estimator.DOES_NOT_FIT:
+        instead = "dsplan emit-config with the same model and GPUs, which writes one that fits"
+        yield config.finding(DOES_NOT_FIT, "zero_optimization", f"this will not fit: {need}; {row.reason}", instead)
+    elif row.verdict == estimator.TIGHT:
+        yield config.finding(
+            TIGHT, "zero_optimization", f"this is tight: {need}; {row.reason}", "a smaller micro batch"
+        )
+
+
+def _none(config: Configuration, why: str) -> Finding:
+    hint = "" if config.run.consumer == DEEPSPEED else " (DeepSpeed's own defaults are estimated)"
+    return config.finding(NO_VERDICT, "zero_optimization", f"no verdict on memory{hint}: {why}")
+
+
+CHECKS = (fits,)

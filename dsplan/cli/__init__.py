@@ -1,0 +1,90 @@
+"""The command line: parse, call, print. No arithmetic.
+
+Importing this package is part of the time that ``dsplan estimate`` takes, so every command imports
+what only it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+from typing import Annotated, cast
+
+import typer
+
+from dsplan import __version__
+from dsplan.cli.check import check
+from dsplan.cli.emit_config import emit_config
+from dsplan.cli.estimate import estimate
+from dsplan.cli.signature import spread_options
+from dsplan.cli.verify import verify
+from dsplan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, DsplanError, RunError
+
+#: Some releases of typer bring click along and some depend on it; both export this one of its usage
+#: errors, whose base all the others share.
+_UsageError = cast(type[Exception], typer.BadParameter.__base__)
+
+_INTERRUPTED = "interrupted; nothing is left running"
+
+app = typer.Typer(name="dsplan", add_completion=False, pretty_exceptions_enable=False)
+app.command("estimate")(spread_options(estimate))
+app.command("emit-config")(spread_options(emit_config))
+app.command("check")(spread_options(check))
+app.command("verify")(spread_options(verify))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command in ``arguments`` (``sys.argv`` by default) and return its exit code.
+
+    An error that the user can correct is one line on standard error, never a traceback; exit codes are
+    those of :mod:`dsplan.errors`, 2 for a usage error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Formulas have Greek letters; a terminal that cannot show one gets "?".
+            stream.reconfigure(errors="replace")
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(
+            args=None if arguments is None else list(arguments), prog_name="dsplan", standalone_mode=False
+        )
+    except RunError as error:
+        return _fail(str(error), error.exit_code)  # with the last lines of the run's log
+    except DsplanError as error:
+        return _fail(_one_line(str(error)), error.exit_code)
+    except _UsageError as error:
+        return _fail(f"{_one_line(_message(error))}; see dsplan --help", EXIT_BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+    if result == EXIT_INTERRUPTED:  # some releases of typer turn a KeyboardInterrupt into this
+        return _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+    return result if isinstance(result, int) else EXIT_OK
+
+
+@app.callback(invoke_without_command=True)
+def _dsplan(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Plan which DeepSpeed configuration trains a model on your machines, to the byte, and prove it."""
+    if version:
+        typer.echo(f"dsplan {__version__}")
+        raise typer.Exit(EXIT_OK)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def _message(error: Exception) -> str:
+    written = getattr(error, "format_message", None)
+    return str(written() if written is not None else error).rstrip(".")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _fail(message: str, exit_code: int) -> int:
+    typer.echo(f"dsplan: error: {message}", err=True)
+    return exit_code

@@ -1,0 +1,128 @@
+"""``dsplan check``: what is wrong with a configuration, before it costs a day."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsplan.cli.options import ModelOptions
+from dsplan.errors import EXIT_FINDINGS, EXIT_OK, InputError, choice, require_positive
+
+if TYPE_CHECKING:
+    from dsplan.check.configuration import Run
+    from dsplan.check.run import Checked
+    from dsplan.hardware import Cluster
+    from dsplan.model import ModelShape
+
+_RUN = "Run"
+_OUTPUT = "Output"
+#: GPUs of a node where only the ranks are known.
+_GPUS_PER_NODE = 8
+
+
+def check(
+    *,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="JSON, Hjson, Markdown, or accelerate's YAML.")
+    ],
+    consumer: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            metavar="WHO",
+            help="Who reads the file: deepspeed, hf, accelerate or lightning.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "deepspeed",
+    world_size: Annotated[
+        int | None,
+        typer.Option("--world-size", metavar="N", help="Ranks: checks the batch sizes.", rich_help_panel=_RUN),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="NAME", help="Catalogued device: checks what fits.", rich_help_panel=_RUN),
+    ] = None,
+    device_memory: Annotated[
+        str | None,
+        typer.Option("--device-memory", metavar="SIZE", help="In place of the catalogue's.", rich_help_panel=_RUN),
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option("--seq-len", metavar="TOKENS", help="Tokens of a sample.", rich_help_panel=_RUN)
+    ] = None,
+    model: ModelOptions,
+    output_format: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="text, json, github or sarif.", rich_help_panel=_OUTPUT)
+    ] = "text",
+    severity: Annotated[
+        str, typer.Option("--severity", metavar="NAME", help="Show error, warning or note.", rich_help_panel=_OUTPUT)
+    ] = "warning",
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.", rich_help_panel=_OUTPUT)] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write the renames that are safe, and show them.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> int:
+    """Find what is wrong in DeepSpeed configurations, with line, column and what to write instead."""
+    from dsplan.check.configuration import CONSUMERS, Run
+    from dsplan.check.finding import ERROR, SEVERITIES, WARNING, at_least
+    from dsplan.check.run import check_files
+    from dsplan.report.findings import REPORTS
+
+    run = Run(
+        consumer=choice("--for", consumer, CONSUMERS),
+        world_size=_positive("--world-size", world_size),
+        model=_model(model),
+        cluster=_cluster(gpu, device_memory, world_size),
+        sequence_length=_positive("--seq-len", seq_len),
+    )
+    report = REPORTS[choice("--format", output_format, REPORTS)]
+    threshold = choice("--severity", severity, SEVERITIES)
+    for path in files:
+        if not path.exists():
+            raise InputError(f"{path}: cannot be read: there is no such file")
+    checked = check_files(files, run)
+    if fix:
+        checked = _fix(checked, run)
+    typer.echo(report(checked, [finding for finding in checked.findings if at_least(finding.severity, threshold)]))
+    fails = WARNING if strict else ERROR
+    return EXIT_FINDINGS if any(at_least(finding.severity, fails) for finding in checked.findings) else EXIT_OK
+
+
+def _fix(checked: Checked, run: Run) -> Checked:
+    """Write the safe replacements, show them on standard error, and check again."""
+    from dsplan.check.fix import fixed
+    from dsplan.check.run import check_files
+    from dsplan.files import write_text
+
+    for path in dict.fromkeys(finding.path for finding in checked.findings if finding.edit is not None):
+        text, difference = fixed(path, checked.findings)
+        write_text(path, text, force=True)
+        typer.echo(difference, err=True, nl=False)
+    return check_files(checked.paths, run)
+
+
+def _model(options: ModelOptions) -> ModelShape | None:
+    if options == ModelOptions():
+        return None
+    from dsplan.cli.model_input import read_model_options
+
+    return read_model_options(options).shape
+
+
+def _cluster(gpu: str | None, device_memory: str | None, world_size: int | None) -> Cluster | None:
+    """The machines: the named device, as many as there are ranks, eight to a node."""
+    if gpu is None and device_memory is None:
+        return None
+    from dsplan.cli.machine_input import read_machine_options
+    from dsplan.cli.options import MachineOptions
+
+    ranks = world_size or 1
+    nodes = ranks // _GPUS_PER_NODE if ranks > _GPUS_PER_NODE and ranks % _GPUS_PER_NODE == 0 else 1
+    return read_machine_options(MachineOptions(gpus=ranks // nodes, nodes=nodes, gpu=gpu, device_memory=device_memory))
+
+
+def _positive(flag: str, value: int | None) -> int | None:
+    if value is not None:
+        require_positive(flag, value)
+    return value

@@ -1,0 +1,52 @@
+"""The cluster that the options describe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dsplan import detect
+from dsplan.catalogue import accelerator
+from dsplan.cli.flags import naming_flags
+from dsplan.cli.options import MachineOptions
+from dsplan.errors import require_positive
+from dsplan.hardware import Accelerator, Cluster
+from dsplan.units import parse_size
+
+#: Whose workspace and context a device has of which only the memory was given.
+_TYPICAL = "a100-80gb"
+
+
+def read_machine_options(options: MachineOptions) -> Cluster:
+    """The cluster: of the named device, else of this machine's, else of none (``accelerator`` is None).
+
+    The host memory of this machine is taken only with its own device: for another one it says nothing.
+
+    Raises:
+        InputError: an unknown device, a size that is not one, or a count below 1.
+    """
+    for flag, count in (("--gpus", options.gpus), ("--nodes", options.nodes)):
+        if count is not None:
+            require_positive(flag, count)
+    memory = None if options.device_memory is None else parse_size(options.device_memory, "--device-memory")
+    host = None if options.host_memory is None else parse_size(options.host_memory, "--host-memory")
+    with naming_flags():
+        local = detect.local_accelerator() if options.gpu is None else None
+        device = accelerator(options.gpu) if options.gpu is not None else local
+        if memory is not None:
+            device = _with_memory(device, memory)
+    gpus = options.gpus
+    if local is not None:
+        host = host or detect.host_memory_bytes()
+        gpus = gpus or detect.local_gpu_count()
+    return Cluster(accelerator=device, gpus_per_node=gpus or 1, num_nodes=options.nodes or 1, host_memory_bytes=host)
+
+
+def _with_memory(device: Accelerator | None, memory_bytes: int) -> Accelerator:
+    if device is None:
+        device = replace(accelerator(_TYPICAL), name="custom", label="device")
+    return replace(
+        device,
+        memory_bytes=memory_bytes,
+        driver_reserve_bytes=0,
+        sources=(*device.sources, "memory_bytes: --device-memory"),
+    )

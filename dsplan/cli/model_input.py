@@ -1,0 +1,125 @@
+"""The model that the options describe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dsplan.catalogue import preset, preset_names
+from dsplan.cli.flags import naming_flags, with_flags
+from dsplan.cli.options import ModelOptions
+from dsplan.errors import InputError, choice, nearest, require_positive
+from dsplan.infer import MAX_LAYERS, TOLERANCE, infer_shape
+from dsplan.model import ACTIVATIONS, ATTENTIONS, ModelShape
+from dsplan.modelfile import read_model
+from dsplan.units import format_count, parse_count
+
+_SHAPE_FLAGS = {"num_layers": "--n-layer", "num_attention_heads": "--n-head", "hidden_size": "--n-embd"}
+#: Widths beyond which a number is a slip of the keyboard: the widest published model has 25,600.
+_MAX_WIDTH = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInput:
+    """A model, and the lines that say what was inferred when only a count was given."""
+
+    shape: ModelShape
+    inferred: str | None = None
+
+
+def read_model_options(options: ModelOptions) -> ModelInput:
+    """The model of exactly one of ``--params``, ``--model`` and the shape; shape flags override the first two.
+
+    Raises:
+        InputError: none or two of them, an unknown name, an invalid value or file.
+    """
+    shape = _shape_flags(options)
+    if options.params is not None and options.model is not None:
+        raise InputError(
+            f"--params {options.params} and --model {options.model} contradict each other; give one of them"
+        )
+    if options.params is not None:
+        found = _inferred(options.params, shape)
+    elif options.model is not None:
+        found = ModelInput(shape=_named(options.model, shape))
+    else:
+        found = ModelInput(shape=_given(shape))
+    if found.shape.num_layers > MAX_LAYERS:
+        raise InputError(f"--n-layer: {found.shape.num_layers} is not allowed; at most {MAX_LAYERS}")
+    return found
+
+
+def _shape_flags(options: ModelOptions) -> dict[str, Any]:
+    """The ModelShape fields that were given, checked one by one."""
+    counts = {
+        "num_layers": options.n_layer,
+        "num_attention_heads": options.n_head,
+        "hidden_size": options.n_embd,
+        "vocab_size": options.vocab_size,
+        "max_position_embeddings": options.block_size,
+    }
+    with naming_flags():
+        for field, value in counts.items():
+            if value is not None:
+                require_positive(field, value)
+        names = {
+            "attention": options.attention and choice("attention", options.attention, ATTENTIONS),
+            "activation": options.activation and choice("activation", options.activation, ACTIVATIONS),
+        }
+    if options.n_embd is not None and options.n_embd > _MAX_WIDTH:
+        raise InputError(f"--n-embd: {options.n_embd} is not allowed; at most {_MAX_WIDTH}")
+    fields = {**counts, **names, "dropout": options.dropout, "tie_word_embeddings": options.tie_word_embeddings}
+    return {field: value for field, value in fields.items() if value is not None}
+
+
+def _inferred(params: str, shape: dict[str, Any]) -> ModelInput:
+    wanted = parse_count(params, "--params")
+    with naming_flags():
+        found = infer_shape(wanted, shape)
+    fixed = [flag for field, flag in _SHAPE_FLAGS.items() if field in shape]
+    if {"num_layers", "hidden_size"} <= shape.keys() and abs(found.shape.num_parameters / wanted - 1) > TOLERANCE:
+        raise InputError(
+            f"--params {params} contradicts {', '.join(fixed)}, which make "
+            f"{format_count(found.shape.num_parameters)} parameters; leave --params out"
+        )
+    return ModelInput(shape=found.shape, inferred=with_flags(found.explanation))
+
+
+def _named(name: str, shape: dict[str, Any]) -> ModelShape:
+    """A preset, or what a file describes; a preset's name wins, ``./NAME`` is always a file."""
+    known = preset_names()
+    if name.strip().casefold() in (key.casefold() for key in known):
+        found = preset(name)
+    elif Path(name).exists() or "/" in name or Path(name).suffix == ".json":
+        found = read_model(name)
+    else:
+        near = [f"--params {name}"] if _is_count(name) else nearest(name, known)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise InputError(
+            f"--model: {name!r} is neither a preset nor a file; {hint}allowed: {', '.join(known)}, or a model file"
+        )
+    if not shape:
+        return found
+    with naming_flags():
+        return replace(found, **shape, name=f"{found.name}, changed")
+
+
+def _given(shape: dict[str, Any]) -> ModelShape:
+    missing = [flag for field, flag in _SHAPE_FLAGS.items() if field not in shape]
+    if len(missing) == len(_SHAPE_FLAGS):
+        raise InputError("no model: give --params 45B, --model NAME|PATH, or --n-layer, --n-head and --n-embd")
+    if missing:
+        raise InputError(f"{', '.join(missing)}: missing; a shape needs {', '.join(_SHAPE_FLAGS.values())}")
+    if shape["num_attention_heads"] > shape["hidden_size"]:
+        raise InputError(f"--n-head: more heads ({shape['num_attention_heads']}) than --n-embd {shape['hidden_size']}")
+    with naming_flags():
+        return ModelShape(**shape)
+
+
+def _is_count(text: str) -> bool:
+    try:
+        parse_count(text)
+    except InputError:
+        return False
+    return True

@@ -1,0 +1,119 @@
+"""``dsplan verify``: steps of the real engine, on a device or dry, against the prediction."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsplan.cli.options import JsonOption, ModelOptions, WorkloadOptions
+from dsplan.cli.verify_options import DryRunOptions, RunOptions
+from dsplan.errors import EXIT_OK, EXIT_PREDICTION_MISSED, InputError, RunError
+
+
+def verify(
+    *,
+    model: ModelOptions,
+    workload: WorkloadOptions,
+    run: RunOptions,
+    dry: DryRunOptions,
+    tolerance: Annotated[
+        float,
+        typer.Option("--tolerance", metavar="PERCENT", help="How far off the peak may be.", show_default=True),
+    ] = 5.0,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", metavar="SECONDS", help="After which the run is ended.", show_default=True),
+    ] = 600.0,
+    keep_logs: Annotated[
+        Path | None,
+        typer.Option(
+            "--keep-logs",
+            metavar="DIR",
+            help="Keep the logs and the ranks' records there (default: only of a run that fails).",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the measurement record there.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Overwrite the file; dry-run also with untested versions of torch and DeepSpeed."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Run a few DeepSpeed steps and hold the prediction against what they took.
+
+    On a device of this machine the steps are real.
+    A dry run needs no device: the real engine works on fake tensors, for any number of ranks.
+
+    Without a model it verifies a small one that two CPU cores train in seconds.
+
+    Exit codes:
+    0 the predicted peak is within the tolerance, or a dry run has what the formulas do not cover;
+    1 it is not;
+    2 bad input;
+    3 no such device on this machine;
+    4 out of memory;
+    5 the run crashed;
+    6 it took longer than the timeout;
+    7 torch or DeepSpeed is not installed;
+    130 interrupted.
+    """
+    from dsplan.cli.verify_input import describe, read_job
+    from dsplan.cli.verify_progress import run_progress
+    from dsplan.files import require_target, write_text
+    from dsplan.report.console import print_document, stdout_console
+    from dsplan.report.verification import print_verification
+    from dsplan.runner_process import require_run_extra
+    from dsplan.verification import NotCovered, verification_document
+    from dsplan.verification import verify as run_and_compare
+
+    for flag, value in (("--tolerance", tolerance), ("--timeout", timeout)):
+        if not 0 < value < float("inf"):
+            raise InputError(f"{flag}: {value:g} is not allowed; it must be more than 0")
+    if output is not None:
+        require_target(output, force=force)
+    if keep_logs is not None and keep_logs.exists() and not keep_logs.is_dir():
+        raise InputError(f"--keep-logs: {keep_logs} is not a folder")
+    job = replace(read_job(model, workload, run, dry), force=force)
+    require_run_extra()
+    typer.echo(f"dsplan: {describe(job)}", err=True)
+    with _logs(keep_logs) as folder, run_progress(job.steps) as on_progress:
+        measurement, comparison = run_and_compare(
+            job, folder, timeout_s=timeout, tolerance_percent=tolerance, on_progress=on_progress
+        )
+    document = verification_document(measurement, comparison)
+    if output is not None:
+        import json
+
+        write_text(output, json.dumps(document, indent=1, ensure_ascii=False) + "\n", force=force)
+    if as_json:
+        print_document(document)
+    else:
+        not_covered = job.against.settings if isinstance(job.against, NotCovered) else ()
+        print_verification(stdout_console(), measurement, comparison, explain=dry.explain, not_covered=not_covered)
+    return EXIT_OK if comparison is None or comparison.within_tolerance else EXIT_PREDICTION_MISSED
+
+
+@contextmanager
+def _logs(keep: Path | None) -> Iterator[Path]:
+    """The folder of the run: ``keep``, or one that stays only when the run fails, whose message names it."""
+    if keep is not None:
+        yield keep
+        return
+    folder = Path(tempfile.mkdtemp(prefix="dsplan-verify-"))
+    try:
+        yield folder
+    except RunError:
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)

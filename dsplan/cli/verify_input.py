@@ -1,0 +1,155 @@
+"""The job that the options of ``dsplan verify`` describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsplan.catalogue import preset
+from dsplan.cli.dry_run_input import allocator_text, choose, dry_rank
+from dsplan.cli.model_input import read_model_options
+from dsplan.cli.options import ModelOptions, WorkloadOptions
+from dsplan.cli.plan_input import configuration, named_plan, strategy_plans
+from dsplan.cli.verify_against import job_against
+from dsplan.cli.verify_options import (
+    DEFAULT_DATA,
+    DEFAULT_STEPS,
+    DEFAULT_STRATEGY,
+    DryRunOptions,
+    RunOptions,
+    given_flags,
+)
+from dsplan.errors import InputError, choice, require_positive
+from dsplan.hardware import Cluster
+from dsplan.model import ModelShape
+from dsplan.plan import Plan
+from dsplan.units import parse_size
+from dsplan.verification import DATA, Job, NotCovered, require_verifiable
+from dsplan.verify_device import DEVICES
+
+if TYPE_CHECKING:
+    from dsplan.dsconfig.read import DsConfig
+
+_CHECKPOINTED = "-ckpt"
+
+
+def read_job(model: ModelOptions, workload: WorkloadOptions, run: RunOptions, dry: DryRunOptions) -> Job:
+    """The job; without a model flag it is a small model that two CPU cores train in seconds.
+
+    Raises:
+        InputError: an option that is invalid or contradicted by another, or what cannot be predicted.
+        NoDeviceError: the device that was asked for is not on this machine, or not often enough.
+    """
+    wanted = choice("--device", run.device, DEVICES)
+    for flag, count in (("--steps", run.steps), ("--gpus", run.gpus)):
+        if count is not None:
+            require_positive(flag, count)
+    cap = None if run.cap is None else parse_size(run.cap, "--cap")
+    if dry.against is None:
+        job = _job(model, workload, run, dry, wanted)
+    else:
+        job = job_against(dry.against, dry, wanted, given_flags(model) + given_flags(workload) + given_flags(run))
+    job = replace(job, memory_cap_bytes=cap)
+    if not job.device.is_dry:
+        _require_nvme(job.name, job.ds_config)
+    require_verifiable(job)
+    return job
+
+
+def _job(model: ModelOptions, workload: WorkloadOptions, run: RunOptions, dry: DryRunOptions, wanted: str) -> Job:
+    data = choice("--data", run.data or DEFAULT_DATA, DATA)
+    device = choose(dry, wanted)
+    ranks = run.gpus or device.default_ranks
+    cluster = Cluster(accelerator=device.accelerator, gpus_per_node=ranks)
+    is_default = not given_flags(model)
+    against: Plan | NotCovered
+    shape = default_model() if is_default else read_model_options(model).shape
+    if run.ds_config is not None:
+        if run.strategy is not None:
+            raise InputError(
+                f"--strategy {run.strategy} and --ds-config {run.ds_config} contradict each other; give one of them"
+            )
+        found = configuration(run.ds_config, workload, shape, cluster, dry_run=device.is_dry)
+        plan, trained = found.plan, found.workload
+        ds_config = _document(found, shape, cluster)
+        against = NotCovered(settings=found.not_modelled) if found.not_modelled else plan
+    else:
+        plan = _strategy(run, workload, shape, cluster)
+        plan = with_small_buckets(plan, shape) if is_default else plan
+        ds_config = _emitted(plan, shape, cluster)
+        against, trained = plan, plan.workload
+    return Job(
+        name=plan.name,
+        model=shape,
+        workload=trained,
+        ds_config=ds_config,
+        device=device,
+        world_size=ranks,
+        against=against,
+        steps=run.steps or DEFAULT_STEPS,
+        data=data,
+        rank=dry_rank(dry.rank, shape, plan, device.accelerator, ranks) if device.is_dry else None,
+        allocator=allocator_text(dry.alloc_conf, device) if device.is_dry else "",
+    )
+
+
+def describe(job: Job) -> str:
+    """What is about to run, for people."""
+    device = job.device
+    if device.accelerator is None or not device.is_dry:
+        return f"verifying {job.name} on {job.world_size} x {device.kind} ({device.reason})"
+    return f"dry run of {job.name}, rank {job.rank} of {job.world_size} x {device.accelerator.label} ({device.reason})"
+
+
+def default_model() -> ModelShape:
+    """gpt-mini with one token per byte and a short block: 2.8M parameters."""
+    return replace(preset("gpt-mini"), name="gpt-mini, small", vocab_size=256, max_position_embeddings=128)
+
+
+def with_small_buckets(plan: Plan, model: ModelShape) -> Plan:
+    """``plan`` with buckets that a small model fills several times in one backward pass, as a large one does."""
+    if plan.zero.stage == 0:
+        return plan
+    largest = max(parameter.numel for parameter in model.block_parameters)
+    return replace(plan, zero=replace(plan.zero, reduce_bucket_size=2 * largest, allgather_bucket_size=4 * largest))
+
+
+def _strategy(run: RunOptions, workload: WorkloadOptions, model: ModelShape, cluster: Cluster) -> Plan:
+    name = run.strategy or DEFAULT_STRATEGY
+    checkpointed = workload.activation_checkpointing not in (None, "none")
+    if checkpointed and not name.endswith(_CHECKPOINTED):
+        name += _CHECKPOINTED
+    return named_plan(strategy_plans(workload, model, cluster), name, "--strategy")
+
+
+def _emitted(plan: Plan, model: ModelShape, cluster: Cluster) -> dict[str, Any]:
+    from dsplan.dsconfig.emit import emit
+
+    return emit(plan, model, cluster)
+
+
+def _document(found: DsConfig, model: ModelShape, cluster: Cluster) -> dict[str, Any]:
+    """The configuration with what a training script adds: batch sizes for these ranks, an optimizer."""
+    from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH
+
+    added: dict[str, Any] = {
+        TRAIN_BATCH: found.train_batch_size,
+        MICRO_BATCH: found.workload.micro_batch_size,
+        ACCUMULATION: found.workload.gradient_accumulation_steps,
+    }
+    if "optimizer" not in found.document:
+        added["optimizer"] = _emitted(found.plan, model, cluster)["optimizer"]
+    return {**found.document, **added}
+
+
+def _require_nvme(name: str, ds_config: Mapping[str, Any]) -> None:
+    zero = ds_config.get("zero_optimization", {})
+    for section in (zero.get("offload_optimizer", {}), zero.get("offload_param", {})):
+        path = section.get("nvme_path")
+        if section.get("device") == "nvme" and not (path and Path(path).is_dir()):
+            raise InputError(
+                f"{name}: offloads to NVMe, and nvme_path {path} is not a folder on this machine; "
+                "verify a configuration that names one, with --ds-config"
+            )

@@ -1,0 +1,158 @@
+"""What this machine offers, asked of the drivers' tools: torch is not needed to plan.
+
+``nvidia-smi`` and ``hl-smi`` report MiB (they write "MB" or "MiB", or nothing with ``nounits``).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dsplan.catalogue import accelerators, find_accelerator, normalise
+from dsplan.hardware import Accelerator
+from dsplan.units import MIB
+
+TIMEOUT_SECONDS = 5.0
+MEMINFO = Path("/proc/meminfo")
+
+#: A card whose reported memory is further than this from the catalogue's is another variant of it.
+_SAME_MEMORY = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device as its driver's tool reports it."""
+
+    kind: str
+    name: str
+    memory_bytes: int
+    compute_capability: str | None = None
+
+
+def local_accelerator() -> Accelerator | None:
+    """The accelerator of this machine, from the catalogue when its name is known; None without one.
+
+    Of different devices it is the one with the least memory: every rank needs the same, so that one
+    runs out first.
+    """
+    devices = _devices()
+    if not devices:
+        return None
+    return _accelerator(min(devices, key=lambda device: device.memory_bytes))
+
+
+def local_gpu_count() -> int:
+    """Accelerators that a program started here would see; 0 without any."""
+    return len(_devices())
+
+
+def host_memory_bytes() -> int | None:
+    """Total memory of this host (``MemTotal`` of /proc/meminfo); None where that does not exist."""
+    try:
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    for line in lines:
+        field, _, value = line.partition(":")
+        words = value.split()
+        # /proc/meminfo writes "kB" and means KiB.
+        if field == "MemTotal" and words and words[0].isdigit():
+            return int(words[0]) * 1024
+    return None
+
+
+def _devices() -> list[Device]:
+    return _nvidia() or _gaudi()
+
+
+def _nvidia() -> list[Device]:
+    form = "--format=csv,noheader,nounits"
+    rows = _rows(["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", form], 3)
+    if not rows:
+        # Drivers before 510 do not know compute_cap and refuse the whole query.
+        rows = _rows(["nvidia-smi", "--query-gpu=name,memory.total", form], 2)
+    return _visible([Device("cuda", row[0], memory, *row[2:]) for row in rows if (memory := _mib(row[1]))])
+
+
+def _gaudi() -> list[Device]:
+    rows = _rows(["hl-smi", "-Q", "name,memory.total", "-f", "csv,noheader"], 2)
+    return [Device("hpu", row[0], memory) for row in rows if (memory := _mib(row[1]))]
+
+
+def _rows(command: list[str], columns: int) -> list[list[str]]:
+    """The comma-separated rows that a tool prints; none when it is absent, fails or hangs."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if done.returncode != 0:
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    return [row for row in rows if len(row) == columns]
+
+
+def _mib(text: str) -> int | None:
+    """Bytes of "143771" or "98304 MiB"; None for "[N/A]"."""
+    words = text.split()
+    return int(words[0]) * MIB if words and words[0].isdigit() else None
+
+
+def _visible(devices: list[Device]) -> list[Device]:
+    """Those that CUDA_VISIBLE_DEVICES leaves: CUDA stops at the first entry that is no device."""
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if setting is None:
+        return devices
+    seen: list[Device] = []
+    for position, entry in enumerate(text.strip() for text in setting.split(",")):
+        if entry.startswith(("GPU-", "MIG-")):
+            # An identifier does not say which device it is; all are alike on any sane machine.
+            seen += devices[position : position + 1]
+        elif entry.isdigit() and int(entry) < len(devices):
+            seen.append(devices[int(entry)])
+        else:
+            break
+    return seen
+
+
+def _accelerator(device: Device) -> Accelerator:
+    known = find_accelerator(device.name)
+    if known is not None and known.memory_bytes is not None:
+        if abs(device.memory_bytes / known.memory_bytes - 1) <= _SAME_MEMORY:
+            return known
+        return _like(known, device, f"{known.name}-variant")
+    return _like(_relative(device), device, normalise(device.name))
+
+
+def _like(entry: Accelerator, device: Device, name: str) -> Accelerator:
+    """The device with its memory as reported and every other figure as ``entry`` has it."""
+    tool = "nvidia-smi" if device.kind == "cuda" else "hl-smi"
+    return replace(
+        entry,
+        name=name,
+        label=device.name,
+        memory_bytes=device.memory_bytes,
+        compute_capability=device.compute_capability,
+        sources=(
+            f"memory_bytes: {tool} on this machine",
+            f"bf16, cublas_workspace_bytes, context_bytes: those of {entry.label}, the nearest in the catalogue",
+        ),
+    )
+
+
+def _relative(device: Device) -> Accelerator:
+    """The catalogued accelerator of the same kind with the nearest compute capability at or below."""
+
+    def version(text: str | None) -> tuple[int, ...]:
+        parts = (text or "").split(".")
+        return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else (0,)
+
+    same = sorted(
+        (entry for entry in accelerators() if entry.kind == device.kind),
+        key=lambda entry: version(entry.compute_capability),
+    )
+    older = [entry for entry in same if version(entry.compute_capability) <= version(device.compute_capability)]
+    return older[-1] if older else same[0]

@@ -1,0 +1,172 @@
+"""Reading a DeepSpeed configuration into a :class:`Plan`, as DeepSpeed 0.19.8 reads it.
+
+What DeepSpeed ignores or corrects without a word (misspelled keys, ``"auto"``, strings for numbers)
+and what the formulas do not model is an error here: the estimate of a file is right or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dsplan.dsconfig.auto import require_no_auto
+from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH, resolve_batch_sizes
+from dsplan.dsconfig.document import load_document
+from dsplan.dsconfig.not_modelled import require_modelled
+from dsplan.dsconfig.optimizer_section import optimizer_of
+from dsplan.dsconfig.precision_section import precision_of, with_current_names
+from dsplan.dsconfig.removed import require_not_removed
+from dsplan.dsconfig.schema import validate
+from dsplan.dsconfig.zero_section import zero_config
+from dsplan.errors import InputError, require_positive
+from dsplan.plan import Plan
+from dsplan.workload import Workload
+
+#: DeepSpeed ``runtime/constants.py`` (``GRADIENT_CLIPPING_DEFAULT``).
+GRADIENT_CLIPPING_DEFAULT = 1.0
+#: The optimizer of the nearest plan where the file's is not modelled.
+_NEAREST = "adamw"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DsConfig:
+    """One configuration file, read for ``world_size`` data-parallel ranks.
+
+    Attributes:
+        path: the file.
+        plan: what is planned from it; ``plan.name`` is the stem of the file. Where something is not modelled, it is
+            the nearest plan that is: good for choosing a rank, not for a number.
+        workload: how the model is trained.
+        not_modelled: what the formulas do not model, as ``KEY = VALUE``; only a reader for a dry run lets it pass.
+        world_size: ranks that the batch sizes were resolved for.
+        train_batch_size: samples of one optimizer step on all ranks.
+        optimizer_params: arguments of the optimizer; empty when the script passes one.
+        scheduler: the ``scheduler`` section, or None.
+        activation_checkpointing: the section of that name, or None. It only sets options: the model
+            has to call ``deepspeed.checkpointing.checkpoint``.
+        document: the file as it is, with the overrides.
+    """
+
+    path: Path
+    plan: Plan
+    workload: Workload
+    not_modelled: tuple[str, ...]
+    world_size: int
+    train_batch_size: int
+    optimizer_params: Mapping[str, Any]
+    scheduler: Mapping[str, Any] | None
+    activation_checkpointing: Mapping[str, Any] | None
+    document: Mapping[str, Any]
+
+
+def read_ds_config(
+    path: Path | str,
+    *,
+    world_size: int,
+    sequence_length: int = 1024,
+    activation_checkpointing: str | None = None,
+    optimizer: str | None = None,
+    micro_batch_size: int | None = None,
+    gradient_accumulation_steps: int | None = None,
+    dry_run: bool = False,
+) -> DsConfig:
+    """Read ``path`` for ``world_size`` data-parallel ranks.
+
+    Args:
+        path: JSON, or Hjson.
+        world_size: data-parallel ranks.
+        sequence_length: tokens of one sample; no DeepSpeed key holds it.
+        activation_checkpointing: how the model checkpoints; by default ``deepspeed`` when the file
+            has the section and ``none`` when not.
+        optimizer: the optimizer that the script passes, for a file without the section; Adam is
+            then taken for torch's, or with offload_optimizer for DeepSpeed's CPU Adam.
+        micro_batch_size: in place of the file's; train_batch_size is then computed anew.
+        gradient_accumulation_steps: in place of the file's, likewise.
+        dry_run: let pass what the formulas do not model and a dry run covers.
+
+    Raises:
+        InputError: the file cannot be read; DeepSpeed would refuse it; it has unknown keys, wrong
+            types or ``"auto"``; or a setting changes memory and is not modelled yet.
+    """
+    path = Path(path)
+    require_positive("world_size", world_size)
+    document = _override(load_document(path), micro_batch_size, gradient_accumulation_steps)
+    try:
+        return _read(
+            path=path,
+            document=document,
+            world_size=world_size,
+            sequence_length=sequence_length,
+            activation_checkpointing=activation_checkpointing,
+            client_optimizer=optimizer,
+            dry_run=dry_run,
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _read(
+    *,
+    path: Path,
+    document: Mapping[str, Any],
+    world_size: int,
+    sequence_length: int,
+    activation_checkpointing: str | None,
+    client_optimizer: str | None,
+    dry_run: bool,
+) -> DsConfig:
+    require_not_removed(document)
+    require_no_auto(document)
+    mistakes = validate(document)
+    if mistakes:
+        raise InputError("; ".join(mistakes))
+
+    current = with_current_names(document)
+    precision = precision_of(current)
+    settings = require_modelled(current, precision, dry_run=dry_run)
+    zero = zero_config(current)
+    optimizer = optimizer_of(current, zero, client_optimizer, dry_run=dry_run)
+    batch = resolve_batch_sizes(current, world_size)
+    checkpointing = document.get("activation_checkpointing")
+    if activation_checkpointing is None:
+        activation_checkpointing = "none" if checkpointing is None else "deepspeed"
+    workload = Workload(
+        micro_batch_size=batch.micro_batch_size,
+        sequence_length=sequence_length,
+        gradient_accumulation_steps=batch.gradient_accumulation_steps,
+        precision=precision,
+        optimizer=optimizer.name,
+        activation_checkpointing=activation_checkpointing,
+    )
+    plan = Plan(
+        name=path.stem,
+        zero=zero,
+        workload=replace(workload, optimizer=_NEAREST) if optimizer.not_modelled else workload,
+        gradient_clipping=float(document.get("gradient_clipping", GRADIENT_CLIPPING_DEFAULT)),
+        torch_adam=optimizer.torch_adam,
+    )
+    return DsConfig(
+        path=path,
+        plan=plan,
+        workload=workload,
+        not_modelled=(*settings, *optimizer.not_modelled),
+        world_size=world_size,
+        train_batch_size=batch.train_batch_size,
+        optimizer_params=document.get("optimizer", {}).get("params", {}),
+        scheduler=document.get("scheduler"),
+        activation_checkpointing=checkpointing,
+        document=document,
+    )
+
+
+def _override(document: dict[str, Any], micro_batch: int | None, steps: int | None) -> dict[str, Any]:
+    changed = dict(document)
+    for key, value in ((MICRO_BATCH, micro_batch), (ACCUMULATION, steps)):
+        if value is not None:
+            require_positive(key, value)
+            changed[key] = value
+            # The total follows from the parts; the file's belongs to its own parts.
+            changed.pop(TRAIN_BATCH, None)
+    return changed

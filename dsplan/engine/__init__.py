@@ -1,0 +1,34 @@
+"""engine: DeepSpeed's engines as sequences of allocations, one file per family of stages."""
+
+from __future__ import annotations
+
+from dsplan.engine.base import Engine, Run
+from dsplan.engine.stage0 import Stage0Flat, Stage0Plain, Stage0Unfused
+from dsplan.engine.stage12 import Stage12
+from dsplan.model import ModelShape
+from dsplan.optimizers import device_optimizer
+from dsplan.partition import worst_ranks
+from dsplan.plan import Plan
+
+__all__ = ["Engine", "Run", "candidate_ranks", "engine_for"]
+
+
+def candidate_ranks(model: ModelShape, plan: Plan, world_size: int) -> tuple[int, ...]:
+    """The ranks that have to be walked to find the worst: all are alike but in stages 1 and 2."""
+    if plan.zero.stage in (1, 2):
+        return worst_ranks(model, world_size, plan.zero.round_robin_gradients)
+    return (0,)
+
+
+def engine_for(run: Run) -> Engine:
+    """The engine that DeepSpeed would choose (engine.py _do_optimizer_sanity_check)."""
+    stage = run.plan.zero.stage
+    if stage == 3:
+        from dsplan.engine.stage3 import Stage3
+
+        return Stage3(run)
+    if stage in (1, 2):
+        return Stage12(run)
+    if run.element_bytes == 4:
+        return Stage0Plain(run)
+    return Stage0Flat(run) if device_optimizer(run.plan).fused else Stage0Unfused(run)

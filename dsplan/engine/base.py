@@ -1,0 +1,146 @@
+"""What every engine shares: the run it stands for, and the moments at which the walk calls it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dsplan import states
+from dsplan.kernels import Kernels
+from dsplan.ledger import PAGEABLE, Ledger, Term
+from dsplan.model import ModelShape
+from dsplan.operators import PARAMETER_GRADIENT
+from dsplan.partition import parameter_sizes
+from dsplan.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One rank of one plan, and the ledger that it writes."""
+
+    model: ModelShape
+    plan: Plan
+    world_size: int
+    kernels: Kernels
+    ledger: Ledger
+    rank: int = 0
+
+    @property
+    def element_bytes(self) -> int:
+        return self.plan.workload.element_bytes
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of every parameter, in ``nn.Module.parameters()`` order."""
+        return parameter_sizes(self.model)
+
+
+class Engine:
+    """A DeepSpeed engine: the walk calls these in the order in which a training script does."""
+
+    #: Whether gradients must be handed over one by one during the backward pass.
+    follows_gradients = True
+    #: Whether the hooks of every submodule matter (stage 3).
+    follows_modules = False
+    #: Steps until the engine repeats itself: the first has no optimizer states yet.
+    num_steps = 2
+    #: Whether the micro batch under way is the last before the optimizer's step.
+    boundary = True
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.ledger = run.ledger
+        self.e = run.element_bytes
+        self.sizes = run.sizes
+        self._held = [False] * len(self.sizes)
+
+    def initialise(self) -> None:
+        """Build the model, move it, deepspeed.initialize."""
+        raise NotImplementedError
+
+    def begin_forward(self) -> None:
+        """A micro batch starts."""
+
+    def module(self, kind: int) -> None:
+        """A submodule is entered or left (only when ``follows_modules``)."""
+
+    def gradient(self, index: int) -> None:
+        """Autograd has accumulated the gradient of parameter ``index``; it stays in ``.grad``."""
+        if self._held[index]:
+            self.ledger.free(PARAMETER_GRADIENT, self.e * self.sizes[index])  # added to what was there
+        else:
+            self.ledger.move(PARAMETER_GRADIENT, states.GRADIENTS, self.e * self.sizes[index])
+            self._held[index] = True
+
+    def end_backward(self, *, boundary: bool) -> None:
+        """Backward of a micro batch is over; ``boundary``: the last before the optimizer's step."""
+
+    def step(self, *, first: bool) -> None:
+        """The optimizer's step; ``first``: its states do not exist yet."""
+        raise NotImplementedError
+
+    # Pieces that several engines use.
+
+    def bytes_each(self, width: int) -> tuple[int, ...]:
+        """Bytes of every parameter at ``width`` bytes an element."""
+        return _bytes_each(self.sizes, width)
+
+    def build_on_host_and_move(self) -> None:
+        """fp32 on the host, cast parameter by parameter, then moved (engine.py _configure_distributed_model)."""
+        ledger, sizes = self.ledger, self.sizes
+        masks = (self._buffer_bytes,) * self._num_buffers
+        ledger.alloc_many(states.HOST_MODEL, self.bytes_each(4))
+        ledger.alloc_many(states.HOST_MODEL, masks)
+        if self.e != 4:
+            # Each cast frees twice what it takes: the first one is the highest.
+            ledger.alloc(states.HOST_MODEL, self.e * sizes[0])
+            ledger.free_many(states.HOST_MODEL, self.bytes_each(4))
+            ledger.alloc_many(states.HOST_MODEL, self.bytes_each(self.e)[1:])
+        self._move(states.HOST_MODEL, states.PARAMETERS, self.bytes_each(self.e))
+        self._move(states.HOST_MODEL, states.BUFFERS, masks)
+
+    @property
+    def _num_buffers(self) -> int:
+        return self.run.model.num_layers if self.run.model.has_mask_buffer else 0
+
+    @property
+    def _buffer_bytes(self) -> int:
+        return 4 * self.run.model.max_position_embeddings**2
+
+    def _move(self, source: Term, target: Term, sizes: tuple[int, ...]) -> None:
+        # On the CPU device .to(device) returns the same tensor; elsewhere both exist for a moment.
+        if self.run.kernels.one_pool:
+            self.ledger.free_many(source, sizes)
+            self.ledger.alloc_many(target, sizes)
+        else:
+            self.ledger.alloc_many(target, sizes)
+            self.ledger.free_many(source, sizes)
+
+    def placed(self, term: Term, *, pinned: bool) -> Term:
+        """The term in pinned memory, or its pageable form where the configuration does not pin."""
+        return term if pinned else _pageable(term)
+
+    def pin(self, term: Term, size: int, *, pinned: bool, twin_exists: bool = False) -> None:
+        """A host buffer that is made and then pinned: the pageable twin dies afterwards.
+
+        ``twin_exists``: the caller has allocated the twin as HOST_TRANSIENT already.
+        """
+        ledger = self.ledger
+        if not twin_exists:
+            ledger.alloc(states.HOST_TRANSIENT, size)
+        if pinned and self.run.kernels.pins_host_memory:
+            ledger.alloc(term, size)
+            ledger.free(states.HOST_TRANSIENT, size)
+        else:
+            ledger.free(states.HOST_TRANSIENT, size)
+            ledger.alloc(self.placed(term, pinned=pinned), size)
+
+
+@lru_cache(maxsize=64)
+def _bytes_each(sizes: tuple[int, ...], width: int) -> tuple[int, ...]:
+    return tuple(width * numel for numel in sizes)
+
+
+@lru_cache(maxsize=64)
+def _pageable(term: Term) -> Term:
+    return Term(term.name, term.formula, term.source, PAGEABLE)

@@ -1,0 +1,318 @@
+"""Coordinator: which parameters stage 3 has gathered when, as a simulation of DeepSpeed's own rules.
+
+Source: DeepSpeed 0.19.8 runtime/zero/partitioned_param_coordinator.py (fetch_sub_module,
+release_sub_module, __params_to_release, reset_step) and partition_parameters.py
+(AllGatherHandle, AllGatherCoalescedHandle, _allgather_params_coalesced). No closed form is exact here:
+prefetching restarts at every submodule, and what it skips is protected from release.
+
+The result does not depend on the batch, so it is computed once per model, configuration and world size.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from dsplan.kernels import Kernels
+from dsplan.model import ModelShape
+from dsplan.partition import parameter_sizes
+from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE_BACKWARD
+from dsplan.units import ceil_div, round_up
+from dsplan.zero import ZeroConfig
+
+#: (kind, module): one hook of one submodule; a module is its parameters' indices.
+Mark = tuple[int, "Module"]
+#: (rise, net) in device bytes at one hook.
+Change = tuple[int, int]
+
+_NEVER = -(10**10)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Module:
+    """A submodule with hooks: its position in the model and the parameters it owns directly."""
+
+    name: str
+    parameters: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One coalesced all-gather: its flat buffer lives until its last parameter has been waited for."""
+
+    parameters: list[int]
+    flat_bytes: int
+    outstanding: int
+    split: bool = False
+
+
+@dataclass(slots=True)
+class _Pass:
+    """State that lasts for one forward and backward pass."""
+
+    step: int = 0
+    available_elements: int = 0
+    queue: deque[tuple[int, int]] = field(default_factory=deque)
+    fetched_for: dict[int, int] = field(default_factory=dict)
+
+
+class Coordinator:
+    """Replays passes; ``changes`` of a pass are aligned with its hooks.
+
+    Sizes: a gathered parameter alone takes N·⌈n/N⌉ elements; several together take a flat buffer of
+    Σ N·⌈n/N⌉ and, once the first is needed, n elements each. One rank gathers nothing unless the
+    partitions are on the host.
+    """
+
+    def __init__(
+        self, model: ModelShape, zero: ZeroConfig, world_size: int, element_bytes: int, kernels: Kernels
+    ) -> None:
+        self.zero = zero
+        self.world_size = world_size
+        self.e = element_bytes
+        self.block_bytes = kernels.block_bytes
+        self.sizes = parameter_sizes(model)
+        self.persistent = persistent_parameters(model, zero)
+        self.copies_from_host = zero.offloads_parameters and not kernels.one_pool
+        self.gathers = world_size > 1 or self.copies_from_host
+        self.storage = [0] * len(self.sizes)  # bytes of each gathered parameter; 0 when partitioned
+        self.status = [0] * len(self.sizes)  # 0 partitioned, 1 in flight, 2 available
+        self.active: list[set[int]] = [set() for _ in self.sizes]  # submodules that use each parameter now
+        self.in_flight: dict[int, _Batch] = {}
+        self.level = 0
+        self.rise = 0
+        self._release_cache: dict[tuple[int, int], frozenset[int]] = {}
+        self._trace: list[Module] | None = None
+        self._recording: list[Module] = []
+        self._uses: dict[int, list[int]] = {}
+        self._elements_before: list[int] = [0]
+        self._in_backward: dict[int, Module] = {}
+
+    # One pass.
+
+    def run(self, marks: list[Mark]) -> list[Change]:
+        """One forward and backward; the first call records the trace, later ones prefetch by it."""
+        if self._trace is None and self._recording:
+            self._complete_trace()
+        state = _Pass()
+        if self._trace is not None:
+            state.queue = deque(
+                (parameter, step) for step, module in enumerate(self._trace) for parameter in sorted(module.parameters)
+            )
+        changes: list[Change] = []
+        for kind, module in marks:
+            self.rise = start = self.level
+            if kind in (ENTER, ENTER_BACKWARD):
+                if self._trace is None:
+                    self._recording.append(module)
+                if kind == ENTER_BACKWARD:
+                    self._in_backward[id(module)] = module
+                self._fetch(module, state)
+            else:
+                self._release_module(module, state)
+                if kind == LEAVE_BACKWARD:
+                    self._in_backward.pop(id(module), None)
+            changes.append((self.rise - start, self.level - start))
+        return changes
+
+    def leftovers(self) -> Change:
+        """release_backward_leftovers: modules whose inputs carry no gradient never left their backward."""
+        self.rise = start = self.level
+        for module in self._in_backward.values():
+            for parameter in module.parameters:
+                self.active[parameter].clear()
+                if parameter not in self.persistent:
+                    self._release(parameter)
+        self._in_backward.clear()
+        return self.rise - start, self.level - start
+
+    def partition_all(self) -> int:
+        """The optimizer's step starts by releasing everything; returns the change in bytes."""
+        start = self.level
+        for parameter in list(self.in_flight):
+            self._wait(parameter)
+        for parameter in range(len(self.sizes)):
+            self.active[parameter].clear()
+            self._release(parameter)
+        return self.level - start
+
+    def gather_persistent(self) -> int:
+        """The step ends by gathering what stays resident; returns the change in bytes."""
+        start = self.level
+        for parameter in self.persistent:
+            if self.status[parameter] == 0:
+                self.status[parameter] = 2
+                self._allocate_parameter(parameter, self._padded(parameter))
+        return self.level - start
+
+    def state(self) -> tuple[int, ...]:
+        """What is gathered, parameter by parameter: a pass that starts from the same state is the same."""
+        return tuple(self.storage)
+
+    # Rules.
+
+    def _fetch(self, module: Module, state: _Pass) -> None:
+        wanted = module.parameters
+        if wanted:
+            self._gather([parameter for parameter in wanted if self.status[parameter] == 0], state)
+            for parameter in wanted:
+                self.active[parameter].add(id(module))
+                if parameter in self.in_flight:
+                    self._wait(parameter)
+        if self._trace is not None:
+            self._prefetch(wanted, state)
+        state.step += 1
+
+    def _prefetch(self, wanted: tuple[int, ...], state: _Pass) -> None:
+        fetched_for, queue = state.fetched_for, state.queue
+        if not queue:
+            return
+        pending = {p for p in wanted if fetched_for.get(p, _NEVER) < state.step}
+        taken: set[int] = set()
+        while queue and len(taken) < len(pending):
+            parameter, step = queue.popleft()
+            fetched_for[parameter] = step
+            taken.add(parameter)
+        budget = min(
+            self.zero.stage3_max_live_parameters - state.available_elements, self.zero.stage3_prefetch_bucket_size
+        )
+        if not queue or self.zero.stage3_prefetch_bucket_size <= 0 or budget <= 0:
+            return
+        batch: list[int] = []
+        elements = 0
+        while queue and elements < budget:
+            parameter, step = queue.popleft()
+            fetched_for[parameter] = max(fetched_for.get(parameter, _NEVER), step)
+            if self.status[parameter] == 0 and parameter not in batch:
+                batch.append(parameter)
+                elements += self.sizes[parameter]
+        if batch:
+            self._gather(batch, state)
+
+    def _gather(self, parameters: list[int], state: _Pass) -> None:
+        if not parameters:
+            return
+        parameters = sorted(parameters)
+        for parameter in parameters:
+            state.available_elements += self.sizes[parameter]
+            self.status[parameter] = 1
+        if self.world_size == 1:
+            batch = _Batch(parameters, 0, len(parameters), split=True)
+            for parameter in parameters:
+                if self.gathers:
+                    self._allocate_parameter(parameter, self.sizes[parameter])
+        elif len(parameters) == 1:
+            batch = _Batch(parameters, 0, 1, split=True)
+            self._allocate_parameter(parameters[0], self._padded(parameters[0]))
+            if self.copies_from_host:
+                self._temporary(ceil_div(self.sizes[parameters[0]], self.world_size))
+        else:
+            batch = _Batch(parameters, self._bytes(sum(self._padded(p) for p in parameters)), len(parameters))
+            self._change(batch.flat_bytes)
+            if self.copies_from_host:
+                self._temporary(sum(ceil_div(self.sizes[p], self.world_size) for p in parameters))
+        for parameter in parameters:
+            self.in_flight[parameter] = batch
+
+    def _wait(self, parameter: int) -> None:
+        batch = self.in_flight.pop(parameter)
+        if not batch.split:
+            batch.split = True
+            for other in batch.parameters:
+                self._allocate_parameter(other, self.sizes[other])
+        for other in batch.parameters:
+            if self.status[other] == 1:
+                self.status[other] = 2
+        batch.outstanding -= 1
+        if batch.outstanding == 0:
+            self._change(-batch.flat_bytes)
+
+    def _release_module(self, module: Module, state: _Pass) -> None:
+        if not module.parameters:
+            return
+        releasable = frozenset(module.parameters) if self._trace is None else self._releasable(module, state)
+        for parameter in module.parameters:
+            self.active[parameter].discard(id(module))
+            if parameter in releasable:
+                if self.status[parameter] == 2 and not self.active[parameter]:
+                    state.available_elements -= self.sizes[parameter]
+                self._release(parameter)
+
+    def _releasable(self, module: Module, state: _Pass) -> frozenset[int]:
+        # DeepSpeed caches the answer by module and step for the life of the run (functools.lru_cache).
+        key = (id(module), state.step)
+        found = self._release_cache.get(key)
+        if found is None:
+            found = frozenset(
+                parameter
+                for parameter in module.parameters
+                if parameter not in self.persistent
+                and state.fetched_for.get(parameter, _NEVER) <= state.step
+                and not self._reused_soon(parameter, state.step)
+            )
+            self._release_cache[key] = found
+        return found
+
+    def _reused_soon(self, parameter: int, step: int) -> bool:
+        uses = self._uses[parameter]
+        position = bisect_left(uses, step)
+        if position == len(uses):
+            return False
+        use = uses[position]
+        distance = self._elements_before[use] - self._elements_before[step]
+        return distance < self.zero.stage3_max_reuse_distance
+
+    def _release(self, parameter: int) -> None:
+        if self.status[parameter] == 2 and not self.active[parameter]:
+            self.status[parameter] = 0
+            self._change(-self.storage[parameter])
+            self.storage[parameter] = 0
+
+    def _complete_trace(self) -> None:
+        self._trace = self._recording
+        self._elements_before = [0]
+        for module in self._trace:
+            elements = sum(self.sizes[parameter] for parameter in module.parameters)
+            self._elements_before.append(self._elements_before[-1] + elements)
+        for step, module in enumerate(self._trace):
+            for parameter in module.parameters:
+                self._uses.setdefault(parameter, []).append(step)
+
+    # Bytes.
+
+    def _padded(self, parameter: int) -> int:
+        return round_up(self.sizes[parameter], self.world_size)
+
+    def _bytes(self, elements: int) -> int:
+        return round_up(self.e * elements, self.block_bytes)
+
+    def _allocate_parameter(self, parameter: int, elements: int) -> None:
+        if not self.gathers:
+            return
+        self.storage[parameter] = self._bytes(elements)
+        self._change(self.storage[parameter])
+
+    def _temporary(self, elements: int) -> None:
+        size = self._bytes(elements)
+        self._change(size)
+        self._change(-size)
+
+    def _change(self, size: int) -> None:
+        self.level += size
+        self.rise = max(self.rise, self.level)
+
+
+@lru_cache(maxsize=256)
+def persistent_parameters(model: ModelShape, zero: ZeroConfig) -> frozenset[int]:
+    """Parameters that stay gathered between steps (parameter_offload.py mark_persistent_parameters)."""
+    total = 0
+    found = []
+    for index, numel in enumerate(parameter_sizes(model)):
+        if numel + total > zero.stage3_model_persistence_threshold:
+            continue
+        if numel <= zero.stage3_param_persistence_threshold:
+            found.append(index)
+            total += numel
+    return frozenset(found)

@@ -1,0 +1,139 @@
+"""Gathering: stage 3's gathered parameters over whole training steps, as changes at every hook.
+
+The sequence of submodules comes from the model's programs; what is gathered at each comes from the
+coordinator's rules. Neither depends on the batch size, so the result is shared by all batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dsplan.activations import BLOCK, programs
+from dsplan.engine.coordinator import Change, Coordinator, Mark, Module
+from dsplan.kernels import Kernels
+from dsplan.model import ModelShape
+from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, LEAVE_BACKWARD, Event
+from dsplan.workload import Workload
+from dsplan.zero import OffloadParam, ZeroConfig
+
+#: More micro batches than this repeat the second one (dsplan.walk).
+MICRO_BATCHES = 3
+#: Steps after which the gathering has always been seen to repeat itself.
+LONGEST_START = 4
+
+_ENTERING = (ENTER, ENTER_BACKWARD)
+_LEAVING = (LEAVE, LEAVE_BACKWARD)
+
+
+@dataclass(frozen=True, slots=True)
+class GatherPass:
+    """One forward and backward: a change at each hook, and what the end of the backward releases."""
+
+    changes: tuple[Change, ...]
+    leftovers: Change
+
+
+@dataclass(frozen=True, slots=True)
+class GatherStep:
+    """One optimizer step: its micro batches, then the release and the gathering around the update."""
+
+    passes: tuple[GatherPass, ...]
+    released: int
+    persistent: int
+
+
+def gather_steps(
+    model: ModelShape, zero: ZeroConfig, world_size: int, workload: Workload, kernels: Kernels
+) -> tuple[GatherStep, ...]:
+    """What is gathered at every hook of the first step and of those after it, until they repeat.
+
+    DeepSpeed records its trace in the first pass and prefetches from the second on; a step that starts
+    with the same parameters gathered as the one before it repeats it.
+    """
+    # What decides: the gathering keys, and of the workload only what changes the hooks.
+    rules = ZeroConfig(
+        stage=3,
+        stage3_prefetch_bucket_size=zero.stage3_prefetch_bucket_size,
+        stage3_param_persistence_threshold=zero.stage3_param_persistence_threshold,
+        stage3_model_persistence_threshold=zero.stage3_model_persistence_threshold,
+        stage3_max_live_parameters=zero.stage3_max_live_parameters,
+        stage3_max_reuse_distance=zero.stage3_max_reuse_distance,
+        offload_param=OffloadParam(device="cpu" if zero.offloads_parameters else "none"),
+    )
+    hooks = Workload(
+        sequence_length=1,
+        precision=workload.precision,
+        activation_checkpointing=workload.activation_checkpointing,
+    )
+    micro_batches = min(workload.gradient_accumulation_steps, MICRO_BATCHES)
+    return _gather_steps(model, rules, world_size, hooks, kernels, micro_batches)
+
+
+@lru_cache(maxsize=256)
+def _gather_steps(
+    model: ModelShape, rules: ZeroConfig, world_size: int, hooks: Workload, kernels: Kernels, micro_batches: int
+) -> tuple[GatherStep, ...]:
+    marks = _marks(model, hooks, kernels)
+    coordinator = Coordinator(model, rules, world_size, hooks.element_bytes, kernels)
+    steps: list[GatherStep] = []
+    previous: tuple[int, ...] | None = None
+    for _ in range(LONGEST_START):
+        passes = tuple(
+            GatherPass(changes=tuple(coordinator.run(marks)), leftovers=coordinator.leftovers())
+            for _ in range(micro_batches)
+        )
+        steps.append(
+            GatherStep(passes=passes, released=coordinator.partition_all(), persistent=coordinator.gather_persistent())
+        )
+        state = coordinator.state()
+        if len(steps) > 1 and state == previous:
+            break
+        previous = state
+    return tuple(steps)
+
+
+@lru_cache(maxsize=64)
+def _owners(model: ModelShape) -> frozenset[str]:
+    """Names, within a block or whole, of the submodules that own parameters."""
+    parameters = (*model.embedding_parameters, *model.block_parameters, *model.head_parameters)
+    return frozenset(parameter.name.rpartition(".")[0] for parameter in parameters) | {"lm_head"}
+
+
+def acts(model: ModelShape, kind: int, what: object) -> bool:
+    """Whether an event is a hook at which DeepSpeed acts: prefetching at every entry, releasing what a module owns."""
+    return kind in _ENTERING or (kind in _LEAVING and what in _owners(model))
+
+
+def _marks(model: ModelShape, workload: Workload, kernels: Kernels) -> list[Mark]:
+    """Every hook of one forward and backward, in order."""
+    pieces = programs(model, workload, kernels)
+    owned: dict[str, list[int]] = {}
+    for index, parameter in enumerate(model.parameters):
+        owned.setdefault(parameter.name.rpartition(".")[0], []).append(index)
+    if model.tie_word_embeddings:
+        owned["lm_head"] = owned["transformer.wte"]
+    modules: dict[str, Module] = {}
+
+    def module(name: str) -> Module:
+        if name not in modules:
+            modules[name] = Module(name, tuple(owned.get(name, ())))
+        return modules[name]
+
+    def hooks(events: tuple[Event, ...], prefix: str = "") -> list[Mark]:
+        found: list[Mark] = []
+        for kind, _, what in events:
+            if acts(model, kind, what):
+                name = prefix.rstrip(".") if what == BLOCK else f"{prefix}{what}"
+                found.append((kind, module(name)))
+        return found
+
+    layers = range(model.num_layers)
+    return [
+        *hooks(pieces.embedding.forward),
+        *(mark for layer in layers for mark in hooks(pieces.block.forward, f"transformer.h.{layer}.")),
+        *hooks(pieces.head.forward),
+        *hooks(pieces.head.backward),
+        *(mark for layer in reversed(layers) for mark in hooks(pieces.block.backward, f"transformer.h.{layer}.")),
+        *hooks(pieces.embedding.backward),
+    ]

@@ -1,0 +1,138 @@
+"""Stage 0: no partitioning. fp32 uses the optimizer as it is, 16-bit precisions DeepSpeed's wrappers.
+
+Source: DeepSpeed 0.19.8 runtime/engine.py, runtime/fp16/fused_optimizer.py (FP16_Optimizer, also for
+bf16) and runtime/fp16/unfused_optimizer.py.
+"""
+
+from __future__ import annotations
+
+from dsplan import buffers, states
+from dsplan.engine.base import Engine, Run
+from dsplan.optimizers import device_optimizer
+
+#: engine.py MEMORY_OPT_ALLREDUCE_SIZE, in elements.
+ALLREDUCE_ELEMENTS = 500_000_000
+
+
+class _Stage0(Engine):
+    """Full gradients on every rank, all-reduced through flat copies at the accumulation boundary."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.optimizer = device_optimizer(run.plan)
+        self.total = sum(self.sizes)
+        self.step_temporaries = self.optimizer.step_temporaries(foreach=run.kernels.foreach_optimizers)
+        self.follows_gradients = run.plan.workload.gradient_accumulation_steps > 1
+
+    def end_backward(self, *, boundary: bool) -> None:
+        if boundary:
+            self.ledger.moment = "all-reduce of the gradients"
+            self._all_reduce()
+
+    def _all_reduce(self) -> None:
+        # engine.py allreduce_no_retain: a bucket closes once it exceeds the limit.
+        elements, tensors = 0, 0
+        for numel in self.sizes:
+            elements += numel
+            tensors += 1
+            if elements > ALLREDUCE_ELEMENTS:
+                self._flat_copy(elements, tensors)
+                elements, tensors = 0, 0
+        self._flat_copy(elements, tensors)
+
+    def _flat_copy(self, elements: int, tensors: int) -> None:
+        if tensors > 1:  # flattening a single tensor is a view
+            self.ledger.temporary(buffers.ALLREDUCE_COPY, self.e * elements)
+
+    def release_gradients(self) -> None:
+        self.ledger.free_many(states.GRADIENTS, self.bytes_each(self.e))
+        self._held = [False] * len(self.sizes)
+
+    def per_parameter_states(self) -> None:
+        for numel in self.sizes:
+            for _ in range(self.optimizer.num_states):
+                self.ledger.alloc(states.OPTIMIZER_STATES, 4 * numel)
+
+    def temporaries(self) -> None:
+        """Foreach optimizers work on all parameters at once, the others on one after the other."""
+        elements = self.total if self.run.kernels.foreach_optimizers else max(self.sizes)
+        self.ledger.temporary(buffers.OPTIMIZER_TEMPORARY, 4 * elements * self.step_temporaries)
+
+
+class Stage0Plain(_Stage0):
+    """fp32: the optimizer works on the model's own parameters."""
+
+    def initialise(self) -> None:
+        self.build_on_host_and_move()
+        if self.optimizer.states_at_construction:
+            self.per_parameter_states()
+
+    def step(self, *, first: bool) -> None:
+        ledger = self.ledger
+        ledger.moment = "optimizer update"
+        if first and not self.optimizer.states_at_construction:
+            self.per_parameter_states()
+        self.temporaries()
+        self.release_gradients()
+
+
+class Stage0Flat(_Stage0):
+    """fp16 or bf16 with FusedAdam: one flat model buffer and one flat fp32 master (FP16_Optimizer)."""
+
+    def initialise(self) -> None:
+        ledger, e, total = self.ledger, self.e, self.total
+        self.build_on_host_and_move()
+        ledger.moment = "flattening the parameters"
+        ledger.alloc_many(buffers.FLATTEN, self.bytes_each(self.e))
+        ledger.alloc(states.PARAMETERS, e * total)
+        ledger.free_many(buffers.FLATTEN, self.bytes_each(self.e))
+        ledger.free_many(states.PARAMETERS, self.bytes_each(self.e))
+        ledger.moment = "fp32 master parameters"
+        ledger.alloc(buffers.CAST, e * total)
+        ledger.alloc(states.MASTER, 4 * total)
+        ledger.free(buffers.CAST, e * total)
+        ledger.moment = "first update with zero gradients"
+        ledger.alloc(buffers.INIT_GRADIENT, 4 * total)
+        for _ in range(self.optimizer.num_states):
+            ledger.alloc(states.OPTIMIZER_STATES, 4 * total)
+        ledger.free(buffers.INIT_GRADIENT, 4 * total)
+
+    def step(self, *, first: bool) -> None:  # noqa: ARG002  # the states exist since initialisation
+        ledger, total = self.ledger, self.total
+        ledger.moment = "gradients to fp32"
+        ledger.alloc_many(buffers.STEP_GRADIENT_LIST, self.bytes_each(4))
+        ledger.alloc(buffers.STEP_GRADIENT, 4 * total)
+        ledger.free_many(buffers.STEP_GRADIENT_LIST, self.bytes_each(4))
+        self.release_gradients()
+        ledger.moment = "optimizer update"
+        ledger.free(buffers.STEP_GRADIENT, 4 * total)
+
+
+class Stage0Unfused(_Stage0):
+    """fp16 or bf16 with any other optimizer: fp32 twins of every parameter (FP16_UnfusedOptimizer)."""
+
+    def initialise(self) -> None:
+        ledger = self.ledger
+        self.build_on_host_and_move()
+        if self.optimizer.states_at_construction:
+            ledger.alloc_many(states.LEAKED_STATES, self.bytes_each(self.e))
+        ledger.moment = "fp32 master parameters"
+        for numel in self.sizes:
+            ledger.temporary(buffers.CAST, self.e * numel)
+            ledger.alloc(states.MASTER, 4 * numel)
+        ledger.moment = "first update with zero gradients"
+        ledger.alloc_many(buffers.INIT_GRADIENT, self.bytes_each(self.e))
+        ledger.alloc_many(buffers.INIT_GRADIENT, self.bytes_each(4))
+        self.per_parameter_states()
+        self.temporaries()
+        ledger.free_many(buffers.INIT_GRADIENT, self.bytes_each(self.e))
+        ledger.free_many(buffers.INIT_GRADIENT, self.bytes_each(4))
+
+    def step(self, *, first: bool) -> None:  # noqa: ARG002
+        ledger = self.ledger
+        ledger.moment = "gradients to fp32"
+        ledger.alloc_many(buffers.STEP_GRADIENT_LIST, self.bytes_each(4))
+        ledger.moment = "optimizer update"
+        self.temporaries()
+        ledger.free_many(buffers.STEP_GRADIENT_LIST, self.bytes_each(4))
+        self.release_gradients()

@@ -1,0 +1,254 @@
+"""Stages 1 and 2: one flat model buffer on every rank, masters, states and gradients partitioned.
+
+Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py (DeepSpeedZeroOptimizer); function names in
+the comments are that file's.
+"""
+
+from __future__ import annotations
+
+from dsplan import buffers, states
+from dsplan.engine.base import Engine, Run
+from dsplan.optimizers import device_optimizer, host_optimizer
+from dsplan.partition import flat_offsets, flat_partition
+
+
+class Stage12(Engine):
+    """One rank: ``run.rank`` says which part of the flat buffer is its own (``flat_partition``)."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        zero = run.plan.zero
+        self.zero = zero
+        self.partition = flat_partition(run.model, run.world_size, run.rank, zero.round_robin_gradients)
+        self.offsets = flat_offsets(run.model, run.world_size, zero.round_robin_gradients)
+        self.owned = {index for index, _ in self.partition.owned}
+        self.slice_of = {
+            index: size for (index, _), size in zip(self.partition.owned, self.partition.slices, strict=True)
+        }
+        self.offload = zero.offloads_optimizer
+        self.optimizer = host_optimizer(run.plan) if self.offload else device_optimizer(run.plan)
+        self.accumulates = run.plan.workload.gradient_accumulation_steps > 1
+        self.contiguous = zero.contiguous_gradients or self.offload
+        self.overlap = zero.overlaps_communication
+        self.reduces_in_hooks = zero.stage == 2 or self.overlap
+        self.follows_gradients = self.reduces_in_hooks or self.accumulates
+        self.bucket_bytes = self.e * zero.reduce_bucket_size
+        self.buckets_exist = False
+        self.gradient_partition_exists = False  # grads_in_partition of this micro batch
+        self.accumulated_partition_exists = False  # the views that averaged_gradients keeps alive
+        self.host_accumulation_exists = False
+        # Reduced gradients in storages of their own: freed in the epilogue; or, the rank's own, kept for the step.
+        self.leftovers: list[int] = []
+        self.fresh: list[int] = []
+        self.kept: list[int] = []
+        self._empty_bucket()
+
+    def _empty_bucket(self) -> None:
+        self.bucket: list[int] = []
+        self.bucket_elements = 0
+        self.oversized: int | None = None
+
+    # Initialisation.
+
+    def initialise(self) -> None:
+        ledger, e, part = self.ledger, self.e, self.partition
+        self.build_on_host_and_move()
+        if self.optimizer.states_at_construction:
+            ledger.alloc_many(states.LEAKED_STATES, self.bytes_each(self.e))
+        ledger.moment = "flattening the parameters"
+        ledger.alloc(states.PARAMETERS, e * part.padded)
+        ledger.free_many(states.PARAMETERS, self.bytes_each(self.e))
+        ledger.moment = "fp32 master parameters"
+        ledger.alloc(buffers.CAST, e * part.size)
+        if self.offload:
+            self._initialise_offload()
+            return
+        if e == 4:
+            ledger.move(buffers.CAST, states.MASTER, 4 * part.size)
+        else:
+            ledger.alloc(states.MASTER, 4 * part.size)
+            ledger.free(buffers.CAST, e * part.size)
+        ledger.moment = "optimizer states"
+        ledger.alloc(buffers.INIT_GRADIENT, 4 * part.size)
+        if self.optimizer.states_at_construction:
+            self._allocate_states()
+        ledger.free(buffers.INIT_GRADIENT, 4 * part.size)
+
+    def _initialise_offload(self) -> None:
+        ledger, e, part = self.ledger, self.e, self.partition
+        pinned = self.zero.offload_optimizer.pin_memory
+        if e != 4 and not self.run.kernels.one_pool:
+            # A blocking copy to the host arrives in the source's type and is cast there (aten cuda/Copy.cu).
+            ledger.temporary(states.HOST_TRANSIENT, e * part.size)
+        if self.run.kernels.one_pool and e == 4:
+            ledger.free(buffers.CAST, 4 * part.size)
+            ledger.alloc(states.HOST_MASTER, 4 * part.size)
+        else:
+            ledger.alloc(states.HOST_TRANSIENT, 4 * part.size)
+            ledger.free(buffers.CAST, e * part.size)
+            self.pin(states.HOST_MASTER, 4 * part.size, pinned=pinned, twin_exists=True)
+        self.pin(states.HOST_STAGING, e * part.size, pinned=pinned)
+        largest = e * max(self.sizes)
+        self.pin(states.HOST_GRADIENT_STAGING, largest, pinned=pinned)
+        ledger.alloc(buffers.GPU_STAGING, largest)
+        self.pin(states.HOST_GRADIENTS, 4 * part.size, pinned=pinned)
+
+    def _allocate_states(self) -> None:
+        term = states.HOST_STATES if self.offload else states.OPTIMIZER_STATES
+        for _ in range(self.optimizer.num_states):
+            self.ledger.alloc(term, 4 * self.partition.size)
+
+    # Backward.
+
+    def gradient(self, index: int) -> None:
+        self._setup_buckets()
+        super().gradient(index)
+        if self.reduces_in_hooks and (self.zero.stage == 2 or self.boundary):
+            self._reduce_into_bucket(index)
+
+    def _setup_buckets(self) -> None:
+        """setup_buckets: full size whatever the model's, at the first hook after the last epilogue."""
+        if self.buckets_exist or not self.contiguous:
+            return
+        self.buckets_exist = True
+        for _ in range(2 if self.overlap else 1):
+            self.ledger.alloc(buffers.REDUCE_BUCKET, self.bucket_bytes)
+
+    def _reduce_into_bucket(self, index: int) -> None:
+        """reduce_independent_p_g_buckets_and_remove_grads: the gradient moves into the bucket."""
+        numel = self.sizes[index]
+        self._held[index] = False
+        if self.bucket_elements + numel > self.zero.reduce_bucket_size:
+            self._reduce_bucket()
+        if self.contiguous and numel <= self.zero.reduce_bucket_size:
+            self.ledger.free(states.GRADIENTS, self.e * numel)
+        else:
+            self.oversized = index if self.contiguous else None
+            if self.contiguous and self.offload:
+                self.ledger.temporary(states.GRADIENTS, self.e * numel)  # cloned for safety, then the original goes
+        self.bucket.append(index)
+        self.bucket_elements += numel
+
+    def _reduce_bucket(self) -> None:
+        """reduce_ipg_grads: the collective, then owned gradients move into the partition."""
+        if not self.bucket:
+            return
+        self._collective()
+        for index in self.bucket:
+            numel = self.sizes[index]
+            separate = not self.contiguous or index == self.oversized
+            if index in self.owned:
+                self._keep_owned(index, separate=separate)
+            elif separate and self.zero.stage == 2:
+                self.ledger.free(states.GRADIENTS, self.e * numel)
+            elif separate:
+                self.leftovers.append(index)  # stage 1 clears them in the epilogue
+        self._empty_bucket()
+
+    def _collective(self) -> None:
+        """average_tensor: slices of more than one rank are flattened for one all-reduce."""
+        if not self.zero.reduce_scatter and self.contiguous:
+            return
+        if self.contiguous and self._ranks_in_bucket() == 1:
+            return
+        if len(self.bucket) > 1 or self.run.world_size > 1:
+            self.ledger.temporary(buffers.FLAT_BUCKET, self.e * self.bucket_elements)
+
+    def _ranks_in_bucket(self) -> int:
+        """Ranks whose ranges the bucket's gradients touch, as far apart as its first and last one."""
+        offsets, size = self.offsets, self.partition.size
+        first = min(offsets[index] for index in self.bucket) // size
+        last = max(offsets[index] + self.sizes[index] - 1 for index in self.bucket) // size
+        return last - first + 1
+
+    def _keep_owned(self, index: int, *, separate: bool) -> None:
+        """copy_grads_in_partition, or its way to the host."""
+        ledger, e, numel = self.ledger, self.e, self.sizes[index]
+        if self.offload:
+            self._to_host(index)
+            if separate:
+                ledger.free(states.GRADIENTS, e * numel)
+            return
+        if not self.contiguous:
+            self.fresh.append(index)
+            return
+        if not self.gradient_partition_exists:
+            self.gradient_partition_exists = True
+            ledger.alloc(states.GRADIENT_PARTITION, e * self.partition.owned_elements)
+        if separate:
+            ledger.free(states.GRADIENTS, e * numel)
+
+    def _to_host(self, index: int) -> None:
+        ledger, e, numel = self.ledger, self.e, self.sizes[index]
+        # Stage 1 reduces only at the boundary, and its micro step counter does not move before.
+        if self.accumulates and self.zero.stage == 2 and not self.host_accumulation_exists:
+            self.pin(states.HOST_ACCUMULATION, e * numel, pinned=self.zero.offload_optimizer.pin_memory)
+        if self.boundary:
+            ledger.temporary(buffers.NORM, 8 * self.slice_of[index])
+            if e != 4:
+                ledger.temporary(buffers.OFFLOAD_CAST, 4 * self.slice_of[index])
+
+    def end_backward(self, *, boundary: bool) -> None:
+        ledger, e = self.ledger, self.e
+        if self.zero.stage == 1 and not boundary:
+            return
+        ledger.moment = "end of backward, gradient reduction"
+        if not self.reduces_in_hooks:
+            self._setup_buckets()
+            for index in range(len(self.sizes)):
+                self._reduce_into_bucket(index)
+        self._reduce_bucket()
+        if self.buckets_exist:
+            for _ in range(2 if self.overlap else 1):
+                ledger.free(buffers.REDUCE_BUCKET, self.bucket_bytes)
+            self.buckets_exist = False
+        if self.accumulates and self.offload:
+            self.host_accumulation_exists = True
+        self._free_gradients(self.leftovers)
+        if self.kept:  # by the first micro batch, to whose gradients this one's are added
+            self._free_gradients(self.fresh)
+        else:
+            self.kept = self.fresh
+        self.leftovers, self.fresh = [], []
+        if self.gradient_partition_exists:
+            self.gradient_partition_exists = False
+            if self.accumulated_partition_exists:  # added to the first micro batch's, then dropped
+                ledger.free(states.GRADIENT_PARTITION, e * self.partition.owned_elements)
+            self.accumulated_partition_exists = True
+
+    # Step.
+
+    def step(self, *, first: bool) -> None:
+        ledger, e, part = self.ledger, self.e, self.partition
+        if self.offload:
+            ledger.moment = "optimizer update on the host"
+            if first:
+                self._allocate_states()
+            return
+        ledger.moment = "gradient norm"
+        ledger.temporary(buffers.NORM, 8 * max(part.slices, default=0))
+        ledger.moment = "flattening the gradient partition"
+        flattens = len(part.owned) != 1 or part.slices[0] != part.size  # flattening a single tensor is a view
+        flat = e * part.size if flattens and e != 4 else 0
+        update = 4 * part.size if flattens or e != 4 else 0
+        ledger.alloc(buffers.FLAT_GRADIENT, flat)
+        ledger.alloc(buffers.STEP_GRADIENT, update)
+        ledger.free(buffers.FLAT_GRADIENT, flat)
+        self._release_partition()
+        ledger.moment = "optimizer update"
+        if first and not self.optimizer.states_at_construction:
+            self._allocate_states()
+        temporaries = self.optimizer.step_temporaries(foreach=self.run.kernels.foreach_optimizers)
+        ledger.temporary(buffers.OPTIMIZER_TEMPORARY, 4 * part.size * temporaries)
+        ledger.free(buffers.STEP_GRADIENT, update)
+
+    def _release_partition(self) -> None:
+        if self.accumulated_partition_exists:
+            self.ledger.free(states.GRADIENT_PARTITION, self.e * self.partition.owned_elements)
+            self.accumulated_partition_exists = False
+        self._free_gradients(self.kept)
+        self.kept = []
+
+    def _free_gradients(self, indices: list[int]) -> None:
+        for index in indices:
+            self.ledger.free(states.GRADIENTS, self.e * self.sizes[index])

@@ -1,0 +1,55 @@
+"""Writing files that are either complete or not there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from dsplan.errors import InputError
+
+
+def write_text(path: Path | str, text: str, *, force: bool) -> None:
+    """Write ``text`` to ``path`` as UTF-8, atomically.
+
+    The text goes to a temporary file in the same folder, which then takes the name: a reader sees
+    the old file or the new one, and an interrupted write leaves neither half.
+
+    Raises:
+        InputError: ``path`` exists and ``force`` is False; it is a folder; its folder is missing or
+            cannot be written.
+    """
+    path = Path(path)
+    require_target(path, force=force)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes the file private; a configuration is to be read by the job that uses it.
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                Path(temporary).unlink()
+
+
+def require_target(path: Path, *, force: bool) -> None:
+    """Raise InputError unless a file may be written at ``path``: to be asked before the work that fills it."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.exists() and not force:
+        raise InputError(f"{path}: exists already; choose another name or overwrite it with --force")
+
+
+def _umask() -> int:
+    # The mask can only be read by setting it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

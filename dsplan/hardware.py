@@ -1,0 +1,79 @@
+"""Accelerators and clusters: what a machine offers, from the catalogue or as given.
+
+Every figure of the catalogue (``catalog/accelerators.json``) carries its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsplan.errors import InputError, choice, require_positive
+from dsplan.units import MIB
+
+KINDS = ("cuda", "rocm", "hpu", "cpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """One device: memory as the driver reports it, and what the libraries on it allocate.
+
+    Attributes:
+        name: catalogue key, lower case (``h200``, ``a100-40gb``).
+        label: the vendor's name.
+        kind: ``cuda``, ``rocm``, ``hpu`` or ``cpu``.
+        memory_bytes: total memory that the driver reports for a fresh device; None for ``cpu``,
+            whose memory is the host's.
+        driver_reserve_bytes: the part of it that a process cannot have.
+        bf16: whether the matrix units compute in bfloat16.
+        compute_capability: CUDA's ``"9.0"``; None elsewhere.
+        cublas_workspace_bytes: workspace that torch takes from the caching allocator for each
+            (thread, stream) that runs a matrix product (aten/src/ATen/cuda/CublasHandlePool.cpp).
+        context_bytes: device memory outside the allocator once a single rank has run a step.
+        communication_bytes: what several ranks add to it (NCCL's buffers).
+        sources: where each figure comes from.
+    """
+
+    name: str
+    label: str
+    kind: str = "cuda"
+    memory_bytes: int | None
+    driver_reserve_bytes: int = 0
+    bf16: bool = True
+    compute_capability: str | None = None
+    cublas_workspace_bytes: int = 0
+    context_bytes: int = 0
+    communication_bytes: int = 0
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        choice("accelerator kind", self.kind, KINDS)
+        if self.memory_bytes is not None and self.memory_bytes < 256 * MIB:
+            raise InputError(f"device memory: {self.memory_bytes} bytes is not allowed; at least 256 MiB")
+
+    @property
+    def usable_bytes(self) -> int | None:
+        """What a process can have of the device; None where that is the host's memory."""
+        return None if self.memory_bytes is None else self.memory_bytes - self.driver_reserve_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Identical nodes with identical devices; one rank per device.
+
+    ``accelerator`` is None when no device was named: every plan then says which catalogued cards
+    it fits. ``host_memory_bytes`` is per node, None when unknown.
+    """
+
+    accelerator: Accelerator | None = None
+    gpus_per_node: int = 1
+    num_nodes: int = 1
+    host_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive("gpus", self.gpus_per_node)
+        require_positive("nodes", self.num_nodes)
+
+    @property
+    def world_size(self) -> int:
+        """N: the number of data-parallel ranks."""
+        return self.gpus_per_node * self.num_nodes

@@ -1,0 +1,101 @@
+"""Kernels: what the same operator allocates on different devices.
+
+torch runs one program everywhere, but a CUDA kernel and a CPU kernel of the same operator keep
+different tensors for the backward pass and round sizes differently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsplan.hardware import Accelerator
+
+FLASH = "flash"
+EFFICIENT = "efficient"
+CPU_FLASH = "cpu-flash"
+MATH = "math"
+
+#: c10/cuda/CUDACachingAllocator.cpp ``kMinBlockSize``: every device request is rounded up to this.
+CUDA_BLOCK_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """What one kind of device allocates beyond the tensors that the program names.
+
+    Attributes:
+        block_bytes: every allocation on the device is rounded up to a multiple of this.
+        fused_dropout: dropout keeps a mask of one byte per element (aten native_dropout); elsewhere it
+            keeps the scaled noise in the input's type (aten dropout, composite form).
+        float_norm_statistics: layer norm keeps mean and 1/std in fp32 whatever its input.
+        accumulates_in_place: autograd adds the second gradient of a tensor into the first
+            (torch/csrc/autograd/input_buffer.cpp). Not while an operator-level counter watches, as
+            the CPU measurement does.
+        pinned_rounds_to_power_of_two: torch's pinned host allocator does
+            (aten/src/ATen/core/CachingHostAllocator.h).
+        pins_host_memory: offload buffers are page-locked copies; on the CPU device pinning does nothing.
+        foreach_optimizers: torch's optimizers update all parameters at once on accelerators.
+        one_pool: device and host are the same memory.
+        workspace_bytes: matrix library workspace for each thread that multiplies.
+        lt_workspace_bytes: the same for products with a bias added, which cublasLt does.
+        zero3_linear: linear layers are stage 3's own (deepspeed/runtime/zero/linear.py): the bias is added
+            apart, and the weight's gradient is no view.
+        fused_attention: kernel that torch picks for scaled_dot_product_attention in half precision.
+    """
+
+    block_bytes: int = CUDA_BLOCK_BYTES
+    fused_dropout: bool = True
+    float_norm_statistics: bool = True
+    accumulates_in_place: bool = True
+    pinned_rounds_to_power_of_two: bool = True
+    pins_host_memory: bool = True
+    foreach_optimizers: bool = True
+    one_pool: bool = False
+    workspace_bytes: int = 0
+    lt_workspace_bytes: int = 0
+    zero3_linear: bool = False
+    fused_attention: str = FLASH
+
+    def attention_kernel(self, *, element_bytes: int, dropout: float) -> str:
+        """The kernel behind ``F.scaled_dot_product_attention(is_causal=True)``.
+
+        CUDA: flash needs fp16 or bf16, memory-efficient takes fp32 too
+        (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp). CPU: flash without dropout, else math
+        (aten/src/ATen/native/transformers/sdp_utils_cpp.cpp).
+        """
+        if self.fused_attention == CPU_FLASH:
+            return CPU_FLASH if dropout == 0 else MATH
+        if self.fused_attention == FLASH and element_bytes == 4:
+            return EFFICIENT
+        return self.fused_attention
+
+
+def kernels_of(accelerator: Accelerator | None) -> Kernels:
+    """The kernels of a catalogued device; without one, those of a CUDA device of this generation."""
+    if accelerator is None:
+        return Kernels(workspace_bytes=_DEFAULT_WORKSPACE, lt_workspace_bytes=_LT_WORKSPACE)
+    if accelerator.kind == "cpu":
+        return Kernels(
+            block_bytes=1,
+            fused_dropout=False,
+            float_norm_statistics=False,
+            accumulates_in_place=False,
+            pinned_rounds_to_power_of_two=False,
+            pins_host_memory=False,
+            foreach_optimizers=False,
+            one_pool=True,
+            fused_attention=CPU_FLASH,
+        )
+    capability = tuple(int(part) for part in (accelerator.compute_capability or "8.0").split("."))
+    return Kernels(
+        workspace_bytes=accelerator.cublas_workspace_bytes,
+        lt_workspace_bytes=_LT_WORKSPACE if accelerator.kind == "cuda" else 0,
+        pinned_rounds_to_power_of_two=accelerator.kind != "hpu",
+        fused_attention=FLASH if capability >= (8, 0) else EFFICIENT,
+    )
+
+
+#: aten/src/ATen/cuda/CUDABlas / CublasHandlePool.cpp: 32 MiB on compute capability 9.0, the largest of all.
+_DEFAULT_WORKSPACE = 32 * 1024**2
+#: The same file, parseCUDABlasLtWorkspaceSize: 1 MiB on every CUDA device.
+_LT_WORKSPACE = 1024**2

@@ -1,0 +1,200 @@
+"""Operators: what each torch operator allocates, saves and frees, forward and backward.
+
+One function per operator or fused module. What is saved follows torch's derivatives.yaml
+(tools/autograd/derivatives.yaml, packaged as torchgen/packaged/autograd); the order of allocations
+within a backward follows the generated functions. Every function reads its input and leaves it to
+the program to drop it.
+"""
+
+from __future__ import annotations
+
+from dsplan.ledger import Term
+from dsplan.tape import PRODUCT, Storage, Tape, Tensor
+
+PARAMETER_GRADIENT = Term("parameter gradients in flight", "e·n", "torch autograd AccumulateGrad: one per parameter")
+BACKWARD = Term(
+    "gradients of activations (working)", "a few times the largest activation", "torch autograd, backward kernels"
+)
+WORKING = Term("working tensors of the forward pass", "freed when their operator ends", "torch operators")
+
+
+def linear(  # an operator's natural argument order
+    t: Tape, x: Tensor, size: int, term: Term, name: str, weight_bytes: int, bias_bytes: int, *, tied: bool = False
+) -> Tensor:
+    """``F.linear``: saves the input (derivatives.yaml addmm, mm). ``bias_bytes`` 0 means no bias.
+
+    Backward allocates the input's gradient, the weight's and the bias's; without a bias torch runs
+    ``mm``, whose generated backward makes the weight's first. The gradient of a ``tied`` weight waits
+    for the other use of the weight, which hands both over.
+    """
+    kept = t.save(x)
+    out = t.tensor(size, term)
+
+    def backward(gradient: Storage) -> None:
+        if bias_bytes:
+            dx = t.allocate(x.storage.size, BACKWARD)
+            t.allocate(weight_bytes, PARAMETER_GRADIENT)
+            t.allocate(bias_bytes, PARAMETER_GRADIENT)
+        else:
+            t.allocate(weight_bytes, PARAMETER_GRADIENT)
+            t.mark(PRODUCT, name)
+            dx = t.allocate(x.storage.size, BACKWARD)
+        t.release(gradient)
+        t.forget(kept)
+        if bias_bytes:
+            t.parameter_gradient(f"{name}.bias")
+        if not tied:
+            t.parameter_gradient(f"{name}.weight")
+        t.give(x, dx)
+
+    return t.node(out, backward)
+
+
+def layer_norm(t: Tape, x: Tensor, term: Term, name: str, statistics_bytes: int, weight_bytes: int) -> Tensor:
+    """``aten::native_layer_norm``: saves its input, the mean and 1/std of every token."""
+    kept = t.save(x)
+    out = t.tensor(x.storage.size, term)
+    statistics = [t.tensor(statistics_bytes, LAYER_NORM_STATISTICS) for _ in range(2)]
+    saved = [t.save(statistic) for statistic in statistics]
+    t.drop(*statistics)
+
+    def backward(gradient: Storage) -> None:
+        dx = t.allocate(x.storage.size, BACKWARD)
+        t.allocate(weight_bytes, PARAMETER_GRADIENT)
+        t.allocate(weight_bytes, PARAMETER_GRADIENT)
+        t.release(gradient)
+        t.forget(kept, *saved)
+        t.parameter_gradient(f"{name}.weight")
+        t.parameter_gradient(f"{name}.bias")
+        t.give(x, dx)
+
+    return t.node(out, backward)
+
+
+LAYER_NORM_STATISTICS = Term(
+    "layer norm statistics", "2 · 4·b·s per layer norm", "aten native_layer_norm: mean and rstd, fp32 on CUDA"
+)
+
+
+def dropout(
+    t: Tape, x: Tensor, numel: int, element_bytes: int, probability: float, mask_term: Term, *, term: Term = WORKING
+) -> Tensor:
+    """``F.dropout`` in training: nothing at probability 0, else an output (``term``) and a mask kept for backward."""
+    if probability == 0.0:
+        return t.node(t.view(x.storage), lambda gradient: t.give(x, gradient))
+    mask_bytes = numel if t.kernels.fused_dropout else numel * element_bytes
+    if t.kernels.fused_dropout:
+        out = t.tensor(x.storage.size, term)
+        mask = t.tensor(mask_bytes, mask_term)
+        kept = t.save(mask)
+    else:
+        mask = t.tensor(mask_bytes, mask_term)
+        kept = t.save(mask)
+        out = t.tensor(x.storage.size, term)
+    t.drop(mask)
+
+    def backward(gradient: Storage) -> None:
+        dx = t.allocate(x.storage.size, BACKWARD)
+        t.release(gradient)
+        t.forget(kept)
+        t.give(x, dx)
+
+    return t.node(out, backward)
+
+
+def add(t: Tape, x: Tensor, y: Tensor, term: Term) -> Tensor:
+    """``x + y`` of one shape: saves nothing; both inputs get the same gradient tensor."""
+    out = t.tensor(x.storage.size, term)
+
+    def backward(gradient: Storage) -> None:
+        t.give(x, t.hold(gradient))
+        t.give(y, gradient)
+
+    return t.node(out, backward)
+
+
+def gelu(t: Tape, x: Tensor, term: Term) -> Tensor:
+    """``F.gelu``: saves its input."""
+    kept = t.save(x)
+    out = t.tensor(x.storage.size, term)
+
+    def backward(gradient: Storage) -> None:
+        dx = t.allocate(x.storage.size, BACKWARD)
+        t.release(gradient)
+        t.forget(kept)
+        t.give(x, dx)
+
+    return t.node(out, backward)
+
+
+def gelu_new(t: Tape, x: Tensor, term: Term) -> Tensor:
+    """minGPT's NewGELU, ``0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``, as elementary operators.
+
+    Saves x (pow), tanh's result, and both factors of the product: four tensors of the input's size
+    beside the output. Backward is written out as autograd runs it.
+    """
+    size = x.storage.size
+    half = t.tensor(size, term)
+    kept_x = t.save(x)
+    cube = t.tensor(size, WORKING)
+    scaled = t.tensor(size, WORKING)
+    t.drop(cube)
+    inner = t.tensor(size, WORKING)
+    t.drop(scaled)
+    argument = t.tensor(size, WORKING)
+    t.drop(inner)
+    tanh = t.tensor(size, term)
+    kept_tanh = t.save(tanh)
+    t.drop(argument)
+    one_plus = t.tensor(size, term)
+    t.drop(tanh)
+    kept_half, kept_one_plus = t.save(half), t.save(one_plus)
+    out = t.tensor(size, term)
+    t.drop(half, one_plus)
+
+    def backward(gradient: Storage) -> None:
+        d_half = t.allocate(size, BACKWARD)
+        d_tanh = t.allocate(size, BACKWARD)
+        t.release(gradient)
+        t.forget(kept_one_plus, kept_half)
+        d_argument = t.allocate(size, BACKWARD)
+        t.release(d_tanh)
+        t.forget(kept_tanh)
+        d_inner = t.allocate(size, BACKWARD)  # gradient of x + 0.044715·x³, also the first gradient of x
+        t.release(d_argument)
+        d_scaled = t.allocate(size, BACKWARD)
+        square = t.allocate(size, BACKWARD)
+        three = t.allocate(size, BACKWARD)
+        d_cube = t.allocate(size, BACKWARD)
+        t.release(three)
+        t.release(square)
+        t.release(d_scaled)
+        t.forget(kept_x)
+        t.give(x, d_inner)
+        t.give(x, d_cube)
+        d_x = t.allocate(size, BACKWARD)
+        t.release(d_half)
+        t.give(x, d_x)
+
+    return t.node(out, backward)
+
+
+def cross_entropy(t: Tape, logits: Tensor, element_bytes: int, term: Term, scalar: Term) -> Tensor:
+    """``F.cross_entropy``: log-softmax in the logits' type is saved; nll_loss keeps scalars."""
+    log_probabilities = t.tensor(logits.storage.size, term)
+    kept = t.save(log_probabilities)
+    loss = t.tensor(element_bytes, scalar)
+    weight = t.tensor(element_bytes, scalar)
+    kept_weight = t.save(weight)
+    t.drop(weight, log_probabilities)
+
+    def backward(gradient: Storage) -> None:
+        d_log = t.allocate(logits.storage.size, BACKWARD)
+        t.release(gradient)
+        t.forget(kept_weight)
+        d_logits = t.allocate(logits.storage.size, BACKWARD)
+        t.release(d_log)
+        t.forget(kept)
+        t.give(logits, d_logits)
+
+    return t.node(loss, backward)

@@ -1,0 +1,38 @@
+"""Plan: one complete way to train: what DeepSpeed is told, apart from the model and the machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dsplan.errors import InputError
+from dsplan.workload import Workload
+from dsplan.zero import ZeroConfig
+
+#: Optimizers that DeepSpeed updates on the CPU itself (runtime/engine.py, _configure_basic_optimizer).
+CPU_OPTIMIZERS = ("adamw", "adam", "lion", "adagrad")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A named strategy: ZeRO section, workload, clipping.
+
+    Attributes:
+        name: e.g. ``zero2``, ``zero3-offload-optimizer-ckpt``.
+        gradient_clipping: DeepSpeed's ``gradient_clipping``; 0 disables it.
+        torch_adam: ``optimizer.params.torch_adam``: torch's AdamW in place of DeepSpeed's fused one.
+    """
+
+    name: str
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    workload: Workload = field(default_factory=Workload)
+    gradient_clipping: float = 1.0
+    torch_adam: bool = False
+
+    def __post_init__(self) -> None:
+        if self.zero.offloads_optimizer and self.workload.optimizer not in CPU_OPTIMIZERS:
+            raise InputError(
+                f"optimizer: {self.workload.optimizer} has no CPU version in DeepSpeed; "
+                f"with offload_optimizer use one of {', '.join(CPU_OPTIMIZERS)}"
+            )
+        if self.gradient_clipping < 0:
+            raise InputError(f"gradient_clipping: {self.gradient_clipping} is not allowed; it must not be negative")

@@ -1,0 +1,1 @@
+"""What is printed: tables for people, documents for programs. Nothing here computes memory."""

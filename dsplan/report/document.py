@@ -1,0 +1,105 @@
+"""The estimate as a document, valid under ``schemas/estimate.schema.json``. Sizes are integers of bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from dsplan import __version__
+from dsplan.dsconfig.emit import emit
+from dsplan.estimate import DeviceEstimate, Estimate, PlanEstimate
+from dsplan.hardware import Cluster
+from dsplan.ledger import PhaseMemory
+from dsplan.model import ModelShape
+from dsplan.workload import Workload
+
+#: Raised when a key changes its meaning or goes; a new key does not raise it.
+SCHEMA_VERSION = 1
+
+
+def estimate_document(estimate: Estimate, *, inferred: str | None = None) -> dict[str, Any]:
+    """The whole estimate; a plan has ``terms`` when it was explained."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "dsplan_version": __version__,
+        "model": _model(estimate.model, inferred),
+        "workload": _workload(estimate.plans[0].plan.workload),
+        "cluster": _cluster(estimate.cluster),
+        "plans": [_plan(row, estimate) for row in estimate.plans],
+        "recommended": estimate.recommended,
+        "recommendation_reason": estimate.recommendation_reason,
+    }
+
+
+def _model(model: ModelShape, inferred: str | None) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "num_parameters": model.num_parameters,
+        "config": model.to_config(),
+        "inferred": inferred,
+    }
+
+
+def _workload(workload: Workload) -> dict[str, Any]:
+    """What all plans share; the micro batch and checkpointing are each plan's."""
+    return {
+        "sequence_length": workload.sequence_length,
+        "gradient_accumulation_steps": workload.gradient_accumulation_steps,
+        "precision": workload.precision,
+        "optimizer": workload.optimizer,
+    }
+
+
+def _cluster(cluster: Cluster) -> dict[str, Any]:
+    device = cluster.accelerator
+    return {
+        "accelerator": None
+        if device is None
+        else {"name": device.name, "label": device.label, "kind": device.kind, "memory_bytes": device.memory_bytes},
+        "gpus_per_node": cluster.gpus_per_node,
+        "num_nodes": cluster.num_nodes,
+        "world_size": cluster.world_size,
+        "host_memory_bytes": cluster.host_memory_bytes,
+    }
+
+
+def _plan(row: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "name": row.plan.name,
+        "zero": emit(row.plan, estimate.model, estimate.cluster)["zero_optimization"],
+        "micro_batch_size": row.plan.workload.micro_batch_size,
+        "activation_checkpointing": row.plan.workload.activation_checkpointing,
+        "device": _device(row.device),
+        "host": {
+            "pinned_bytes": row.host.pinned_bytes,
+            "pageable_bytes": row.host.pageable_bytes,
+            "bytes_per_node": row.host.bytes_per_node,
+        },
+        "verdict": row.verdict,
+        "reason": row.reason,
+        "headroom_bytes": row.headroom_bytes,
+        "fits_on": list(row.fits_on),
+        "max_micro_batch_size": row.max_micro_batch_size,
+    }
+    if row.terms:
+        document["terms"] = [asdict(term) for term in row.terms]
+    return document
+
+
+def _device(device: DeviceEstimate) -> dict[str, Any]:
+    return {
+        "phases": _phases(device.phases),
+        "first_step": _phases(device.first_step),
+        "peak_bytes": device.peak_bytes,
+        "peak_phase": device.peak_phase,
+        "peak_step": device.peak_step,
+        "peak_moment": device.peak_moment,
+        "steps_peak_bytes": device.steps_peak_bytes,
+        "overhead_bytes": device.overhead_bytes,
+        "device_bytes": device.device_bytes,
+        "device_bound_bytes": device.device_bound_bytes,
+    }
+
+
+def _phases(phases: dict[str, PhaseMemory]) -> dict[str, Any]:
+    return {name: {"level_bytes": phase.level_bytes, "peak_bytes": phase.peak_bytes} for name, phase in phases.items()}

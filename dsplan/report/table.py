@@ -1,0 +1,147 @@
+"""The comparison: one row a plan, the recommended one marked, and why it is recommended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dsplan.estimate import DOES_NOT_FIT, FITS, TIGHT, DeviceEstimate, Estimate, PlanEstimate
+from dsplan.report.header import header_lines
+from dsplan.units import GIB, format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+#: Columns of a terminal from which on the moment of the peak is shown too.
+WIDE = 110
+
+
+def print_estimate(console: Console, estimate: Estimate, *, inferred: str | None = None) -> None:
+    """Print the whole comparison; it fits 80 columns and reads the same without colour."""
+    for line in header_lines(estimate.model, estimate.plans[0].plan.workload, estimate.cluster, inferred):
+        console.print(line)
+    console.print()
+    console.print(comparison_table(estimate, wide=console.width >= WIDE))
+    console.print()
+    console.print("Sizes in GiB. GPU peak: allocated on the worst rank; 1st: in the first step only. CPU: per node.")
+    if estimate.cluster.accelerator is None:
+        console.print()
+        console.print(cards_table(estimate))
+        console.print()
+    console.print(_conclusion(estimate), style="bold")
+
+
+def comparison_table(estimate: Estimate, *, wide: bool) -> Table:
+    """The table alone; sizes in GiB."""
+    from rich.table import Table
+
+    known = estimate.cluster.accelerator is not None
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="bold")
+    table.add_column("\n  strategy", no_wrap=True)
+    table.add_column("GPU\npeak", justify="right", no_wrap=True)
+    table.add_column("\nin", no_wrap=True)
+    if wide:
+        table.add_column("\nmoment")
+    table.add_column("CPU\npinned", justify="right", no_wrap=True)
+    table.add_column("CPU\npageable", justify="right", no_wrap=True)
+    if known:
+        table.add_column("fits?\n(left)", no_wrap=True)
+        table.add_column("max\nbatch", justify="right", no_wrap=True)
+    else:
+        table.add_column("fits on", no_wrap=True)
+    for row in estimate.plans:
+        recommended = row.plan.name == estimate.recommended and len(estimate.plans) > 1
+        cells = [
+            f"{'*' if recommended else ' '} {row.plan.name}",
+            _gib(row.device.peak_bytes, 2),
+            _where(row.device, wide=wide),
+            *([row.device.peak_moment] if wide else []),
+            *_host(row, estimate.cluster.gpus_per_node),
+            *([_fits(row), _batch(row)] if known else [_smallest_card(row)]),
+        ]
+        table.add_row(*cells, style="bold green" if recommended else "dim" if row.verdict == DOES_NOT_FIT else None)
+    return table
+
+
+def cards_table(estimate: Estimate) -> Table:
+    """Which catalogued cards the plans fit on, smallest first; plans that fit the same cards share a row."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("plans", ratio=1)
+    table.add_column("fit on", ratio=1)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in estimate.plans:
+        groups.setdefault(tuple(_by_memory(row.fits_on)), []).append(row.plan.name)
+    for cards, plans in groups.items():
+        table.add_row(", ".join(plans), ", ".join(cards) or "no card of the catalogue")
+    return table
+
+
+def _where(device: DeviceEstimate, *, wide: bool) -> str:
+    if device.peak_step == "init":
+        return "init"
+    if wide:
+        return f"{device.peak_phase}, {device.peak_step}"
+    return f"1st {device.peak_phase}" if device.peak_step == "first step" else device.peak_phase
+
+
+def _host(row: PlanEstimate, ranks: int) -> tuple[str, str]:
+    """Pinned and pageable memory of a node; the estimate has them per rank."""
+    return _gib(ranks * row.host.pinned_bytes, 1), _gib(ranks * row.host.pageable_bytes, 1)
+
+
+def _fits(row: PlanEstimate) -> str:
+    if row.headroom_bytes is None:
+        return row.verdict
+    left = _gib(row.headroom_bytes, 1)
+    if row.verdict == FITS:
+        return f"yes {left}"
+    if row.verdict == TIGHT:
+        return f"tight {left}"
+    # With room on the device it is the other memory that is short.
+    return f"no {left}" if row.headroom_bytes < 0 else "no: CPU"
+
+
+def _batch(row: PlanEstimate) -> str:
+    return "?" if row.max_micro_batch_size is None else str(row.max_micro_batch_size)
+
+
+def _smallest_card(row: PlanEstimate) -> str:
+    cards = _by_memory(row.fits_on)
+    if not cards:
+        return "no card"
+    return cards[0] if len(cards) == 1 else f"{cards[0]} +{len(cards) - 1}"
+
+
+def _by_memory(names: Sequence[str]) -> list[str]:
+    from dsplan.catalogue import accelerators
+
+    memory = {card.name: card.memory_bytes or 0 for card in accelerators()}
+    return sorted(names, key=lambda name: memory.get(name, 0))
+
+
+def _gib(size_bytes: int, decimals: int) -> str:
+    """GiB without a unit; from 1000 on one decimal less, so that 80 columns hold the widest row."""
+    return f"{size_bytes / GIB:,.{decimals if abs(size_bytes) < 1000 * GIB else decimals - 1}f}"
+
+
+def _conclusion(estimate: Estimate) -> str:
+    """The recommendation; of one plan, which is no choice, whether it fits."""
+    if len(estimate.plans) == 1:
+        return _verdict(estimate.plans[0])
+    if estimate.recommended is None:
+        return f"No recommendation: {estimate.recommendation_reason}"
+    return f"* Recommended: {estimate.recommended}: {estimate.recommendation_reason}"
+
+
+def _verdict(row: PlanEstimate) -> str:
+    if row.verdict == DOES_NOT_FIT:
+        return f"{row.plan.name} does not fit: {row.reason}"
+    if row.verdict == FITS:
+        left = "" if row.headroom_bytes is None else f": {format_bytes(row.headroom_bytes)} of the device are left"
+        return f"{row.plan.name} fits{left}"
+    if row.verdict == TIGHT:
+        return f"{row.plan.name} is tight: {row.reason}"
+    return f"{row.plan.name}: name a device with --gpu to see whether it fits"

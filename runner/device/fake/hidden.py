@@ -1,0 +1,96 @@
+"""Device memory that kernels take by themselves: no dispatch mode sees it, so it is told here, operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dsplan.kernels import Kernels
+from runner.device.fake.memory import DEVICE, PAGEABLE
+
+aten = torch.ops.aten
+
+#: Matrix products: the first on each thread takes a workspace for good (aten/src/ATen/cuda/CublasHandlePool.cpp).
+MATRIX_PRODUCTS = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default})
+
+#: (place, bytes) of what a kernel takes at once beside its results.
+Transients = list[tuple[str, int]]
+Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], Transients]
+
+
+def transients(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Transients:
+    """What the kernel of ``function`` takes beside its results and gives back when it ends."""
+    rule = _RULES.get(function)
+    return [] if rule is None else [(place, size) for place, size in rule(args, kwargs, result) if size > 0]
+
+
+class Workspaces:
+    """The matrix libraries' workspaces: for good, one for each thread (the caller's and autograd's) and stream."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._have: set[tuple[str, bool, int]] = set()
+
+    def wanted(self, function: Any, args: tuple[Any, ...], stream: int) -> list[int]:
+        """Bytes that a matrix product takes in this order, where it is the first of its library, thread and stream."""
+        if function not in MATRIX_PRODUCTS:
+            return []
+        libraries = [("blas", self._kernels.workspace_bytes)]
+        if function is aten.addmm.default and args[0].dim() == 1:
+            # A product with a bias goes to cublasLt (aten/src/ATen/native/cuda/Blas.cpp, addmm_out_cuda_impl), whose
+            # handle is cuBLAS's own, workspace and all (CublasHandlePool.cpp, getCurrentCUDABlasLtHandle).
+            libraries.insert(0, ("lt", self._kernels.lt_workspace_bytes))
+        sizes = []
+        for library, size in libraries:
+            key = (library, in_backward(), stream)
+            if size and key not in self._have:
+                self._have.add(key)
+                sizes.append(size)
+        return sizes
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a graph: on CUDA, a thread of its own would be."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _copied(args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any) -> Transients:
+    return _cast(args[1], args[0])
+
+
+def _moved(args: tuple[Any, ...], _kwargs: dict[str, Any], result: Any) -> Transients:
+    return _cast(args[0], result)
+
+
+def _cast(source: torch.Tensor, target: torch.Tensor) -> Transients:
+    # aten/src/ATen/native/cuda/Copy.cu, copy_kernel_cuda: a copy between host and device that changes the type
+    # goes through a tensor on the host, of the type that is on the device.
+    if source.device == target.device or source.dtype == target.dtype:
+        return []
+    on_device = target if source.device.type == "cpu" else source
+    return [(PAGEABLE, source.numel() * on_device.element_size())]
+
+
+def _is_inf(args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any) -> Transients:
+    # aten/src/ATen/native/TensorCompare.cpp, isinf: abs() == inf
+    place = PAGEABLE if args[0].device.type == "cpu" else DEVICE
+    return [(place, args[0].numel() * args[0].element_size())]
+
+
+def _flash_backward(args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any) -> Transients:
+    # aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd: dq is summed in fp32, in rows
+    # rounded up to 128 and a head size rounded up to 32; softmax_d likewise.
+    query = args[1]
+    batch, heads, length, size = query.shape
+    rows = batch * heads * (-(-length // 128) * 128)
+    return [(DEVICE, 4 * rows), (DEVICE, 4 * rows * (-(-size // 32) * 32))]
+
+
+_RULES: dict[Any, Rule] = {
+    aten.copy_.default: _copied,
+    aten._to_copy.default: _moved,
+    aten.isinf.default: _is_inf,
+    aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+}

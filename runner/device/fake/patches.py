@@ -1,0 +1,286 @@
+"""Every place where torch or DeepSpeed is made to take part in a dry run, each with its reason.
+
+Entered once, in the child process of one run; undone on leaving, or with the process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._mode_utils import no_dispatch
+
+from dsplan.kernels import Kernels
+from runner.device.fake import autocast
+from runner.device.fake.answers import Answers
+from runner.device.fake.attention import fused_attention
+from runner.device.fake.native import NativeOperator
+from runner.device.fake.streams import Stream
+from runner.device.fake.tracking import Tracker
+
+_ABSENT = object()
+_LONGEST_SHAPE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One attribute that is replaced. ``reason`` says why, and which code upstream it answers."""
+
+    owner: Any
+    attribute: str
+    value: Any
+    reason: str
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        if not hasattr(self.owner, self.attribute):
+            raise RuntimeError(
+                f"{self.owner.__name__}.{self.attribute} is gone, which the dry run replaces because: {self.reason}"
+            )
+        earlier = vars(self.owner).get(self.attribute, _ABSENT)
+        setattr(self.owner, self.attribute, self.value)
+        try:
+            yield
+        finally:
+            if earlier is _ABSENT:
+                delattr(self.owner, self.attribute)
+            else:
+                setattr(self.owner, self.attribute, earlier)
+
+
+@contextmanager
+def patched_torch(tracker: Tracker, device: torch.device, kernels: Kernels) -> Iterator[None]:
+    """torch's part, for fake tensors on ``device``. To be entered before DeepSpeed is imported: zero.Init puts
+    torch's functions back as they were at that time (deepspeed/runtime/zero/partition_parameters.py)."""
+    with ExitStack() as stack:
+        patches = [*_of_fake_tensors(tracker, device), _of_the_scaler(tracker.answers)]
+        if device.type != "cpu":
+            casts = autocast.Casts()
+            stack.enter_context(autocast.registered(casts))
+            patches += _of_the_device(kernels, casts)
+        for patch in patches:
+            stack.enter_context(patch.applied())
+        foreach = importlib.import_module("torch.optim.optimizer")._foreach_supported_types
+        foreach.append(FakeTensor)  # else torch.optim updates one tensor after the other: type(p) is not Parameter
+        stack.callback(foreach.remove, FakeTensor)
+        yield
+
+
+@contextmanager
+def patched_deepspeed() -> Iterator[None]:
+    """DeepSpeed's part, of the modules that are imported by now."""
+    with ExitStack() as stack:
+        for patch in _of_deepspeed():
+            stack.enter_context(patch.applied())
+        yield
+
+
+def _of_fake_tensors(tracker: Tracker, device: torch.device) -> list[Patch]:
+    return [
+        Patch(
+            torch.Tensor,
+            "_make_subclass",
+            staticmethod(_with_keys_of(device)),
+            "torch lets `.data =` change a tensor's device between CPU and CUDA, but not between CPU and PrivateUse1 "
+            "(c10/core/TensorImpl.h, has_compatible_shallow_copy_type): fake tensors of both get the same keys",
+        ),
+        Patch(
+            FakeTensor,
+            "data",
+            property(_get_data, _set_data),
+            "with the same keys `.data =` works, but the Python side of a fake tensor keeps its device",
+        ),
+        Patch(
+            torch.nn.Module,
+            "_apply",
+            _apply,
+            "torch swaps fake parameters for others (torch/nn/modules/module.py), which DeepSpeed's references forbid; "
+            "this is what it does with CUDA tensors: `.data =`, one parameter after the other",
+        ),
+        Patch(
+            FakeTensor,
+            "record_stream",
+            lambda tensor, stream: tracker.record_stream(tensor, stream.stream_id if isinstance(stream, Stream) else 0),
+            "torch's takes torch.cuda.Stream only",
+        ),
+        Patch(FakeTensor, "pin_memory", _pin_memory, "fake tensors cannot be pinned (aten::_pin_memory)"),
+        Patch(
+            FakeTensor,
+            "is_pinned",
+            lambda tensor, *_: tracker.place_of(tensor) == "pinned",
+            "fake tensors do not know (aten::is_pinned)",
+        ),
+        Patch(
+            FakeTensor,
+            "numpy",
+            _numpy,
+            "torch refuses subclasses (torch/csrc/utils/tensor_numpy.cpp); the shape of a partitioned activation is a "
+            "tensor that is read so (deepspeed/runtime/activation_checkpointing/checkpointing.py)",
+        ),
+        Patch(
+            importlib.import_module("torch._subclasses.fake_tensor"),
+            "CONSTANT_NUMEL_LIMIT",
+            _LONGEST_SHAPE,
+            "fake tensors remember the values of one element only, and such a shape has more",
+        ),
+    ]
+
+
+def _of_the_scaler(answers: Answers) -> Patch:
+    def step(_scaler: Any, optimizer: Any, _state: Any, *args: Any, **kwargs: Any) -> Any:
+        answers.no_overflow()
+        return optimizer.step(*args, **kwargs)
+
+    return Patch(
+        torch.amp.GradScaler,
+        "_maybe_opt_step",
+        step,
+        "torch asks a tensor of a floating type whether a gradient is infinite (torch/amp/grad_scaler.py), and the "
+        "rule for numbers would skip every step",
+    )
+
+
+def _of_the_device(kernels: Kernels, casts: autocast.Casts) -> list[Patch]:
+    return [
+        Patch(
+            torch,
+            "clear_autocast_cache",
+            casts.clear,
+            "torch clears the cache of its own kernels (aten/src/ATen/autocast_mode.cpp, clear_cache); the pretend "
+            "device's casts are elsewhere",
+        ),
+        Patch(
+            torch,
+            "tensor",
+            _tensor_through_host(torch.tensor),
+            "torch.tensor builds its result below the dispatcher (torch/csrc/utils/tensor_new.cpp), where the pretend "
+            "device has no kernels",
+        ),
+        Patch(
+            FakeTensor,
+            "__setitem__",
+            _set_item,
+            "torch makes the index tensor of a range below the dispatcher (torch/csrc/autograd/python_variable_"
+            "indexing.cpp, sequenceToVariable); DeepSpeed touches the pages of a checkpoint buffer so",
+        ),
+        Patch(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            fused_attention(kernels, casts),
+            "torch chooses the kernel by the type of the device, and none but math for the pretend one "
+            "(aten/src/ATen/native/transformers/attention.cpp, _fused_sdp_choice)",
+        ),
+    ]
+
+
+def _of_deepspeed() -> list[Patch]:
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    agreed = "asserts that all ranks see the same numbers, which a group of one process cannot tell"
+    agreeing = [
+        Patch(module, name, _agreed, agreed)
+        for module in [module for key, module in list(sys.modules.items()) if key.startswith("deepspeed.")]
+        for name in ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_other_ranks")
+        if name in vars(module)
+    ]
+    return [
+        Patch(
+            OpBuilder,
+            "load",
+            lambda builder, verbose=True: NativeOperator(builder.name),  # noqa: ARG005
+            "native operators compute on memory that fake tensors do not have, and need a compiler",
+        ),
+        *agreeing,
+    ]
+
+
+def _with_keys_of(device: torch.device) -> Callable[..., Any]:
+    make_subclass = torch.Tensor._make_subclass
+
+    def make(
+        cls: type,
+        data: torch.Tensor,
+        require_grad: bool = False,
+        *,
+        device_for_backend_keys: Any = None,
+        **options: Any,
+    ) -> Any:
+        keys = None if device_for_backend_keys is None else device
+        return make_subclass(cls, data, require_grad, device_for_backend_keys=keys, **options)
+
+    return make
+
+
+_data: Any = torch._C.TensorBase.data  # the descriptor of C++
+
+
+def _get_data(tensor: Any) -> Any:
+    return _data.__get__(tensor)
+
+
+def _set_data(tensor: Any, value: Any) -> None:
+    _data.__set__(tensor, value)
+    if isinstance(value, FakeTensor):
+        tensor.fake_device = value.fake_device
+        tensor.constant = None
+
+
+def _apply(module: Any, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+    if recurse:
+        for child in module.children():
+            child._apply(function)
+    for parameter in module._parameters.values():
+        if parameter is None:
+            continue
+        with torch.no_grad():
+            applied = function(parameter)
+        parameter.data = applied
+        del applied
+        if parameter.grad is not None:
+            with torch.no_grad():
+                parameter.grad.data = function(parameter.grad)
+    for key, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[key] = function(buffer)
+    return module
+
+
+def _tensor_through_host(make_tensor: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def tensor(
+        data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, pin_memory: bool = False
+    ) -> torch.Tensor:
+        made = make_tensor(data, dtype=dtype, device="cpu")
+        if device is not None and torch.device(device).type != "cpu":
+            made = torch.empty(made.shape, dtype=made.dtype, device=device)
+        elif pin_memory:
+            made = made.pin_memory()
+        return made.requires_grad_() if requires_grad else made
+
+    return tensor
+
+
+def _numpy(tensor: Any) -> Any:
+    if tensor.constant is None:
+        raise NotImplementedError("the dry run does not cover numpy() of a tensor whose values are not known")
+    with no_dispatch():
+        return tensor.constant.numpy()
+
+
+def _set_item(tensor: Any, index: Any, value: Any) -> None:
+    if isinstance(index, range):
+        index = torch.tensor(list(index), device=tensor.device)
+    torch.Tensor.__setitem__(tensor, index, value)
+
+
+def _pin_memory(tensor: Any, *_: Any) -> Any:
+    return torch.empty_like(tensor, pin_memory=True)
+
+
+def _agreed(*_: Any, **__: Any) -> None:
+    """All ranks agree."""

@@ -1,0 +1,174 @@
+"""Sees every operator, takes from memory what its results are made of, and gives it back when they die."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from runner.device.fake import lost
+from runner.device.fake.accumulation import ADD, adds_in_place
+from runner.device.fake.answers import Answers
+from runner.device.fake.hidden import Workspaces, transients
+from runner.device.fake.memory import DEVICE, PAGEABLE, PINNED, Allocation, Cause, Memory
+from runner.device.fake.source import caller
+
+aten = torch.ops.aten
+_DEVICE_OF = torch.ops.prim.device.default
+_ITEM = aten._local_scalar_dense.default
+_EQUAL = aten.equal.default
+_COPY = aten.copy_.default
+_CASTS = frozenset({aten._to_copy.default, _COPY})
+
+
+class _Reference(weakref.ref):  # type: ignore[type-arg]
+    """A weak reference to a storage that knows what it holds."""
+
+    __slots__ = ("allocation", "key", "size_bytes")
+    allocation: Allocation
+    key: int
+    size_bytes: int
+
+
+class Tracker(TorchDispatchMode):
+    """Feeds :class:`Memory` with the storages of fake tensors. Entered inside FakeTensorMode, so that it sees
+    what the program asks for and not what fake tensors do to find an answer.
+
+    ``device_type`` is where the model runs: fake tensors there are device memory, all others host memory.
+    """
+
+    def __init__(self, memory: Memory, device_type: str, answers: Answers, workspaces: Workspaces) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._memory = memory
+        self._device_type = device_type
+        self.answers = answers
+        self._workspaces = workspaces
+        self._one_pool = device_type == "cpu"
+        self._held: dict[int, _Reference] = {}
+        self._busy = False
+        self._died: list[_Reference] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        try:
+            return self._run(func, args, kwargs)
+        except BaseException as error:
+            lost.tell_of(error)
+            raise
+
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+        if func is _DEVICE_OF:
+            return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args)
+        if func is _ITEM and getattr(args[0], "constant", None) is None:
+            return self.answers.item(args[0])
+        if func is _EQUAL:
+            return self.answers.equal()
+        if func is ADD and not self._one_pool and adds_in_place(args, kwargs):  # a real run on the CPU is watched too
+            torch.ops.aten.add_.Tensor(*args)
+            return args[0]
+        kwargs = dict(kwargs) if kwargs else {}
+        pinned = kwargs.pop("pin_memory", None) is True and not self._one_pool
+        elsewhere = bool(args) and (func in _CASTS or kwargs.get("device") is not None)
+        constant = getattr(args[0], "constant", None) if elsewhere else None
+        if constant is not None:  # fake tensors would compute it, for which the pretend device has no kernels
+            args[0].constant = None
+            result = func(*args, **kwargs)
+            args[0].constant = constant
+        else:
+            result = func(*args, **kwargs)
+        if func is _COPY:
+            _copy_number(args[0], args[1])
+        self._see_results(func, args, kwargs, result, PINNED if pinned else PAGEABLE)
+        return result
+
+    def place_of(self, tensor: torch.Tensor) -> str | None:
+        """Where the tensor's storage is held; None where it is not known."""
+        reference = self._held.get(tensor.untyped_storage()._cdata)
+        return None if reference is None else reference.allocation.place
+
+    def record_stream(self, tensor: torch.Tensor, stream: int) -> None:
+        """As torch.Tensor.record_stream, with the stream's number."""
+        reference = self._held.get(tensor.untyped_storage()._cdata)
+        if reference is not None and reference.allocation.place == DEVICE:
+            self._memory.allocator.record_stream(reference.allocation.block, stream)
+
+    def _see_results(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, host_place: str
+    ) -> None:
+        cause: Cause | None = None
+        for leaf in result if isinstance(result, (tuple, list)) else (result,):
+            if not isinstance(leaf, FakeTensor) or leaf.fake_device.type == "meta":
+                continue
+            storage = leaf.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            known = self._held.get(key)
+            if known is not None and known.size_bytes == size:
+                continue
+            cause = cause or self._cause(func)
+            if known is not None:
+                self._release(known)
+            place = DEVICE if leaf.fake_device.type == self._device_type else host_place
+            self._hold(storage, key, size, place, cause)
+        if self._one_pool:
+            return
+        for wanted in self._workspaces.wanted(func, args, self._memory.stream):
+            self._memory.allocate(DEVICE, wanted, Cause("workspace", "matrix library", "CublasHandlePool.cpp"))
+        held = [
+            self._memory.allocate(place, size, cause or self._cause(func))
+            for place, size in transients(func, args, kwargs, result)
+        ]
+        for allocation in held:
+            self._memory.free(allocation)
+
+    def _cause(self, func: Callable[..., Any]) -> Cause:
+        function, where = caller(3)
+        return Cause(str(func).removeprefix("aten."), function, where)
+
+    def _hold(self, storage: Any, key: int, size: int, place: str, cause: Cause) -> None:
+        self._busy = True
+        reference = _Reference(storage, self._storage_died)
+        reference.key = key
+        reference.size_bytes = size
+        try:
+            reference.allocation = self._memory.allocate(place, size, cause)
+            self._held[key] = reference
+        finally:
+            self._busy = False
+        while self._died:
+            self._release(self._died.pop())
+
+    def _storage_died(self, reference: Any) -> None:
+        if self._busy:  # the garbage collector came while an allocation was being made
+            self._died.append(reference)
+        else:
+            self._release(reference)
+
+    def _release(self, reference: _Reference) -> None:
+        if self._held.get(reference.key) is reference:
+            del self._held[reference.key]
+        self._memory.free(reference.allocation)
+
+
+def _copy_number(target: Any, source: Any) -> None:
+    """Whole numbers on the host that are known stay known when they are copied: fake tensors forget them, and
+    deepspeed/runtime/activation_checkpointing/checkpointing.py keeps the shapes of activations in a buffer."""
+    known = getattr(source, "constant", None)
+    if (
+        known is None
+        or target.dtype is not known.dtype
+        or target.dtype.is_floating_point
+        or target.shape != known.shape
+        or target.fake_device.type != "cpu"
+    ):
+        return
+    target.constant = known
+    target.fake_mode.fake_tensor_converter.add_constant_storage_mapping(target)

@@ -1,0 +1,60 @@
+"""Against DeepSpeed's own parser: what it refuses is an error, and what is said to be refused it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsplan.check.configuration import Run
+from dsplan.check.run import check_files
+from dsplan.dsconfig.deepspeed_parser import ParserResult, check_all_with_deepspeed
+
+from .mutations import CONFIGS, mutated, valid
+
+pytestmark = pytest.mark.engine
+
+RANKS = 8
+CASES = 400
+
+
+def opinions(paths: list[Path]) -> list[ParserResult]:
+    results = check_all_with_deepspeed(paths, RANKS)
+    if results is None:
+        pytest.skip("DeepSpeed is not installed")
+    return results
+
+
+def test_deepspeed_takes_every_valid_configuration() -> None:
+    refused = [f"{result.path.name}: {result.error}" for result in opinions(valid()) if not result.accepted]
+    assert refused == []
+
+
+def test_deepspeed_refuses_some_mistakes_and_takes_others_without_a_word() -> None:
+    folder = CONFIGS / "mistakes"
+    results = opinions([path for path in sorted(folder.iterdir()) if path.suffix == ".json"])
+    assert {result.path.stem for result in results if not result.accepted} == {
+        *("bucket_name", "nested_fp16", "truncated", "batch_sizes"),
+    }
+
+
+def test_what_deepspeed_refuses_is_an_error(tmp_path: Path) -> None:
+    """Changed configurations: a check without errors means that DeepSpeed's parser takes the file."""
+    cases, paths = list(mutated(CASES, seed=2026)), []
+    for number, (_, document) in enumerate(cases):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(json.dumps(document, indent=1))
+    missed, claimed, refused = [], [], 0
+    for (what, document), result in zip(cases, opinions(paths), strict=True):
+        findings = check_files([result.path], Run(world_size=RANKS)).findings
+        errors = [finding for finding in findings if finding.severity == "error"]
+        refused += not result.accepted
+        if not result.accepted and not errors:
+            missed.append(f"{what}: {result.error}")
+        # pydantic's sections lose a key whose value is "auto" before they look at its name.
+        if result.accepted and "auto" not in json.dumps(document):
+            claimed += [f"{what}: {finding.message}" for finding in errors if "refuses it here" in finding.message]
+    assert missed == []
+    assert claimed == []
+    assert refused > CASES // 10

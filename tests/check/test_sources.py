@@ -1,0 +1,95 @@
+"""Configurations in Markdown and in accelerate's YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dsplan.check.configuration import Run
+from dsplan.check.run import Checked, check_files
+from dsplan.errors import InputError
+
+ACCELERATE = """\
+compute_environment: LOCAL_MACHINE
+debug: false
+distributed_type: DEEPSPEED   # one node
+deepspeed_config:
+  gradient_accumulation_steps: 1
+  zero3_init_flag: false
+  offload_param_device: cpu
+  zero_stage: 2
+mixed_precision: bf16
+num_processes: 8
+"""
+
+
+def check(folder: Path, name: str, text: str) -> Checked:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return check_files([path], Run())
+
+
+def places(checked: Checked) -> list[tuple[str, int, int]]:
+    return [(finding.rule.id, finding.line, finding.column) for finding in checked.findings]
+
+
+def test_blocks_of_markdown_are_checked_where_they_stand(tmp_path: Path) -> None:
+    first = '  ~~~jsonc\n  {"zero_optimization": {\n    "stagee": 2}}\n  ~~~\n'
+    text = f'é\n\n{first}\n```json\n{{"zero_optimization": {{"stage": 9}}}}\n```\n'
+    checked = check(tmp_path, "a.md", text)
+    assert checked.configurations == 2
+    assert places(checked) == [("DS101", 5, 5), ("DS202", 9, 33)]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        '{"name": "package", "version": 1}',
+        '{"zero_optimization": {"stage": [0|1|2]}}',
+        '{"type": "object"}',
+        "pip install deepspeed",
+        "",
+    ],
+)
+def test_other_blocks_are_left_alone(block: str, tmp_path: Path) -> None:
+    checked = check(tmp_path, "a.md", f"```json\n{block}\n```\n```python\nx = {{'train_batch_size': 'x'}}\n```\n")
+    assert (checked.configurations, checked.findings) == (0, ())
+
+
+def test_an_excerpt_need_not_be_complete(tmp_path: Path) -> None:
+    text = (
+        '```json\n"zero_optimization": {\n  "stage": 3,\n  ...\n},\n"scheduler": {"type": "WarmupDecayLR", ...}\n```\n'
+    )
+    assert places(check(tmp_path, "a.md", text.replace(", ...}", "}"))) == []
+
+
+def test_accelerates_settings_are_checked_as_deepspeeds(tmp_path: Path) -> None:
+    checked = check(tmp_path, "default.yaml", ACCELERATE)
+    assert checked.configurations == 1
+    assert places(checked) == [("DS401", 7, 3)]
+
+
+def test_the_file_that_accelerate_names_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2},\n"gradient_cliping": "auto"}')
+    checked = check(tmp_path, "a.yml", "deepspeed_config:\n  deepspeed_config_file: 'ds.json'\n")
+    (finding,) = [finding for finding in checked.findings if finding.rule.id == "DS101"]
+    assert (finding.path.name, finding.line) == ("ds.json", 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\n", "- a\n- b\n", "deepspeed_config: {}\n", "distributed_type: MULTI_GPU\n", "%\n"]
+)
+def test_other_yaml_is_left_alone(text: str, tmp_path: Path) -> None:
+    assert check(tmp_path, "a.yaml", text).findings == ()
+
+
+def test_yaml_that_is_not_read_is_said(tmp_path: Path) -> None:
+    text = "deepspeed_config:\n  zero_stage: &stage 2\n  zero3_init_flag: true\n"
+    assert places(check(tmp_path, "a.yaml", text)) == [("DS001", 2, 3)]
+
+
+def test_a_file_that_is_not_there_and_a_folder_are_no_findings(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.json"):
+        with pytest.raises(InputError):
+            check_files([path], Run())

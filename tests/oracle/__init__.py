@@ -1,0 +1,1 @@
+"""The formulas held against the dry run, configuration by configuration."""

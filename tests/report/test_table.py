@@ -1,0 +1,96 @@
+"""The comparison reads well at 80 and 120 columns, with and without colour."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from dsplan.estimate import Estimate
+from dsplan.report.table import print_estimate
+from tests.report import estimates
+
+
+def printed(estimate: Estimate, *, width: int = 80, colour: bool = False, inferred: str | None = None) -> str:
+    file = io.StringIO()
+    console = Console(file=file, width=width, highlight=False, markup=False, force_terminal=colour)
+    print_estimate(console, estimate, inferred=inferred)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_every_row_is_one_line_and_nothing_is_cut(width: int) -> None:
+    text = printed(estimates.hand_made(), width=width)
+    assert "…" not in text
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    for plan in estimates.hand_made().plans:
+        [line] = [line for line in lines if line[2:].startswith(f"{plan.plan.name} ")]
+        assert f"{plan.device.peak_bytes / 2**30:.2f}" in line
+
+
+def test_the_widest_row_fits_80_columns() -> None:
+    base = estimates.cluster(80, gpus=8)
+    [plan] = [
+        plan
+        for plan in estimates.standard_plans(estimates.MODEL, estimates.hand_made().plans[0].plan.workload)
+        if plan.name == "zero3-offload-param-ckpt"
+    ]
+    row = estimates.row(plan, base, peak_bytes=9999 * 2**30)
+    text = printed(
+        Estimate(model=estimates.MODEL, cluster=base, plans=(row,), recommended=None, recommendation_reason="too large")
+    )
+    assert "9,999.0 1st backward" in text
+    assert "no -9,920" in text
+    assert "…" not in text
+
+
+def test_the_recommended_row_is_marked_without_colour() -> None:
+    text = printed(estimates.hand_made())
+    assert "* zero1 " in text
+    assert "* Recommended: zero1: no offload and the least communication" in text
+    assert "\x1b" not in text
+    assert "\x1b" in printed(estimates.hand_made(), colour=True)
+
+
+def test_one_plan_is_judged_and_not_recommended() -> None:
+    for memory_gib, said in (
+        (80, "zero0 does not fit: the device is short"),
+        (96, "zero0 fits: 5.00 GiB"),
+        (None, "--gpu"),
+    ):
+        estimate = estimates.estimate(
+            estimates.MODEL, [estimates.hand_made().plans[0].plan], estimates.cluster(memory_gib)
+        )
+        text = printed(estimate)
+        assert said in text
+        assert "ecommend" not in text
+
+
+def test_the_header_names_model_workload_and_machine() -> None:
+    text = printed(estimates.hand_made(), width=120)
+    assert "gpt2: 163,037,184 parameters" in text
+    assert "micro batch 1 x 8 GPUs x 1 accumulation step = 8 samples a step" in text
+    assert "1 node with 8 x Big GPU of 80.00 GiB; CPU memory 1.0 TiB per node" in text
+    assert "made up" in printed(estimates.hand_made(), inferred="made up")
+
+
+def test_cpu_memory_is_that_of_a_node() -> None:
+    [line] = [line for line in printed(estimates.hand_made()).splitlines() if line.startswith("* zero1 ")]
+    assert " 8.0 " in line
+    assert " 16.0 " in line
+
+
+def test_the_moment_has_a_column_where_there_is_room() -> None:
+    assert "backward of block 11" not in printed(estimates.hand_made(), width=80)
+    wide = printed(estimates.hand_made(), width=120)
+    assert "backward, first step" in wide
+    assert "backward of block 11" in wide
+
+
+def test_without_a_device_every_plan_names_the_cards_it_fits() -> None:
+    text = printed(estimates.hand_made(memory_gib=None))
+    assert "a100-80gb +2" in text
+    assert "a100-80gb, h200, b200" in text
+    assert "No recommendation" in text

@@ -1,0 +1,146 @@
+"""What tests run in a process of their own, because a dry run takes a process over: ``python -m ...inside FUNCTION``.
+
+Each function prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import sys
+from types import ModuleType
+from typing import Any
+
+ABSENT = "absent"
+
+
+def importing() -> list[str]:
+    """What importing every module of runner changes in torch and DeepSpeed."""
+    import deepspeed
+    import torch
+    import torch._dynamo
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    watched = [torch, torch.Tensor, torch.nn.Module, torch.nn.functional, FakeTensor, torch.distributed, deepspeed]
+    watched += [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith(("deepspeed.", "torch.optim.", "torch.utils.")) and isinstance(module, ModuleType)
+    ]
+    watched.append(importlib.import_module("deepspeed.ops.op_builder.builder").OpBuilder)
+    before = [(owner, dict(vars(owner))) for owner in watched]
+    foreach = list(importlib.import_module("torch.optim.optimizer")._foreach_supported_types)
+    accelerator = deepspeed.accelerator.get_accelerator()
+
+    for module in pkgutil.walk_packages(importlib.import_module("runner").__path__, "runner."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)  # and with it what it needs of dsplan, which never loads torch
+
+    changed = [
+        f"{getattr(owner, '__name__', owner)}.{name}"
+        for owner, names in before
+        for name, value in names.items()
+        if vars(owner).get(name, ABSENT) is not value
+    ]
+    if importlib.import_module("torch.optim.optimizer")._foreach_supported_types != foreach:
+        changed.append("_foreach_supported_types")
+    if torch._C._get_privateuse1_backend_name() != "privateuseone":
+        changed.append("the name of PrivateUse1")
+    if deepspeed.accelerator.get_accelerator() is not accelerator:
+        changed.append("DeepSpeed's accelerator")
+    return changed
+
+
+def patching(device_type: str) -> list[dict[str, Any]]:
+    """Every patch of a dry run on the device: whether upstream still has it, and whether it is undone on leaving."""
+    import torch
+
+    from dsplan.catalogue import accelerator
+    from dsplan.kernels import kernels_of
+    from dsplan.overhead import process_memory
+    from dsplan.verify_device import CPU
+    from runner.device.fake import patches
+    from runner.device.fake.answers import Answers
+    from runner.device.fake.backend import NAME, register
+    from runner.device.fake.hidden import Workspaces
+    from runner.device.fake.importing import import_deepspeed
+    from runner.device.fake.memory import Memory, PlainAllocator
+    from runner.device.fake.tracking import Tracker
+
+    if device_type == NAME:
+        register()
+    device = torch.device(device_type)
+    kernels = kernels_of(CPU if device_type == "cpu" else accelerator("h200"))
+    seen: list[tuple[patches.Patch, bool, Any]] = []
+    applied = patches.Patch.applied
+
+    def noting(patch: patches.Patch) -> Any:
+        there = hasattr(patch.owner, patch.attribute)
+        seen.append((patch, there, vars(patch.owner).get(patch.attribute, ABSENT)))
+        return applied(patch)
+
+    patches.Patch.applied = noting  # type: ignore[method-assign]
+    foreach = importlib.import_module("torch.optim.optimizer")._foreach_supported_types
+    supported = list(foreach)
+    tracker = Tracker(Memory(PlainAllocator(), process_memory(1)), device_type, Answers(), Workspaces(kernels))
+    with patches.patched_torch(tracker, device, kernels):
+        during = len(foreach)
+        import_deepspeed(None)
+        with patches.patched_deepspeed():
+            replaced = {id(patch): vars(patch.owner)[patch.attribute] for patch, _, _ in seen}
+    assert during == len(supported) + 1
+    assert foreach == supported
+    return [
+        {
+            "name": f"{patch.owner.__name__}.{patch.attribute}",
+            "there": there,
+            "replaced": replaced[id(patch)] is not earlier,
+            "undone": vars(patch.owner).get(patch.attribute, ABSENT) is earlier,
+            "reason": patch.reason,
+        }
+        for patch, there, earlier in seen
+    ]
+
+
+def importing_deepspeed_late() -> str:
+    """What is said when DeepSpeed is there already."""
+    import deepspeed  # noqa: F401
+
+    from runner.device.fake.importing import import_deepspeed
+
+    try:
+        import_deepspeed(None)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def making_subclasses() -> list[str]:
+    """What torch's own functions, which the dry run calls with arguments that no signature shows, make of them."""
+    import torch
+
+    from runner.device.fake.backend import BACKEND, NAME, register
+    from runner.device.fake.group import join
+
+    register()
+    device = torch.device(NAME, 0)
+    meta = torch.empty(2, device="meta")
+    made = torch.Tensor._make_subclass(torch.Tensor, meta, False, device_for_backend_keys=device)
+    join(2, 3, ["cpu", NAME])
+    group = torch.distributed
+    return [
+        NAME,
+        str(made.device.type),
+        str(group.get_rank()),
+        str(group.get_world_size()),
+        group.get_backend(),
+        BACKEND,
+    ]
+
+
+if __name__ == "__main__":
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])), flush=True)  # noqa: T201
+    os._exit(0)  # a group that pretends its peers is not taken down

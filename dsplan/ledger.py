@@ -103,19 +103,16 @@ class Ledger:
         self.host_total_peak = 0
         self.steps: list[StepMemory] = []
         self.moment = ""
-        self._peak = 0
+        self.peak = 0
         self._peak_moment = ""
         self._phase: PhaseMemory | None = None
         self._phase_name = ""
         self._target = target
+        #: Whether terms are followed one by one; the walk then replays every event.
+        self.detailed = target is not None
         self._pinned_free: defaultdict[int, int] = defaultdict(int)  # freed pinned blocks by size
         self._live: defaultdict[Term, list[int]] = defaultdict(lambda: [0, 0])
         self.snapshot: tuple[MemoryTerm, ...] = ()
-
-    @property
-    def detailed(self) -> bool:
-        """Whether terms are followed one by one; the walk then replays every event."""
-        return self._target is not None
 
     # Phases.
 
@@ -126,12 +123,12 @@ class Ledger:
         """Start (or resume, for a further micro batch) a phase of the current step."""
         self._phase = self.steps[-1].phases.setdefault(phase, PhaseMemory())
         self._phase_name = phase
-        self._peak, self._peak_moment = self.level, self.moment
+        self.peak, self._peak_moment = self.level, self.moment
 
     def end(self) -> None:
         assert self._phase is not None
-        if self._peak >= self._phase.peak_bytes:
-            self._phase.peak_bytes, self._phase.peak_moment = self._peak, self._peak_moment
+        if self.peak >= self._phase.peak_bytes:
+            self._phase.peak_bytes, self._phase.peak_moment = self.peak, self._peak_moment
         self._phase.level_bytes = self.level
         self._phase = None
 
@@ -147,12 +144,18 @@ class Ledger:
 
     def alloc(self, term: Term, size: int) -> None:
         """One tensor of ``size`` bytes appears."""
-        if size:
+        if term.place == DEVICE and not self.detailed:  # as _change does; most of a walk passes here
+            self.level += -(-size // self._block) * self._block
+            if self.level > self.peak:
+                self.reach(self.level)
+        elif size:
             self._change(term, self.rounded(term, size), 1)
 
     def free(self, term: Term, size: int) -> None:
         """One tensor of ``size`` bytes goes."""
-        if size:
+        if term.place == DEVICE and not self.detailed:
+            self.level -= -(-size // self._block) * self._block
+        elif size:
             self._change(term, -self.rounded(term, size), -1)
 
     def temporary(self, term: Term, size: int) -> None:
@@ -188,10 +191,14 @@ class Ledger:
 
     def rise_and_settle(self, rise: int, net: int) -> None:
         """A stretch of device events: the highest rise over the level at its start, and its net change."""
-        if self.level + rise > self._peak:
-            self._peak = self.level + rise
-            self._peak_moment = self.moment
+        if self.level + rise > self.peak:
+            self.reach(self.level + rise)
         self.level += net
+
+    def reach(self, level: int) -> None:
+        """The phase's highest level so far."""
+        self.peak = level
+        self._peak_moment = self.moment
 
     def event(self, term: Term, rounded: int, count: int) -> None:
         """One event of a stretch, its size already rounded (detailed walks only)."""
@@ -209,9 +216,8 @@ class Ledger:
             live[1] += count
         if place == DEVICE or self.kernels.one_pool:
             self.level += size
-            if self.level > self._peak:
-                self._peak = self.level
-                self._peak_moment = self.moment
+            if self.level > self.peak:
+                self.reach(self.level)
                 self._look()
 
     def _pinned_block(self, size: int) -> None:

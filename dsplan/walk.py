@@ -218,7 +218,10 @@ class _Walk:
         ledger, engine = self.ledger, self.engine
         base = _BLOCK_START + layer * _BLOCK_PARAMETERS
         for rise, net, kind, index in stretches:
-            ledger.rise_and_settle(rise, net)
+            level = ledger.level  # as rise_and_settle does: nothing else is done so often
+            if level + rise > ledger.peak:
+                ledger.reach(level + rise)
+            ledger.level = level + net
             if kind == GRADIENT:
                 engine.gradient(base + index if index >= 0 else ~index)
             elif kind == PRODUCT:

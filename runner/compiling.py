@@ -84,8 +84,16 @@ def wait_for_other_compilers(folder: Path, say_waiting: Callable[[], None], *, p
 
 
 def _abandoned(folder: Path) -> bool:
-    times = [path.stat().st_mtime for path in folder.iterdir() if path.name != ".dsplan"]
+    times = [_changed_at(path) for path in folder.iterdir() if path.name != ".dsplan"]
     return time.time() - max(times, default=0.0) > ABANDONED_AFTER_S and not _at_work_in(folder)
+
+
+def _changed_at(path: Path) -> float:
+    """When the file was last written; now, if it has gone since it was listed: then somebody works there."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _at_work_in(folder: Path) -> bool:

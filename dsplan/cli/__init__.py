@@ -1,24 +1,20 @@
 """The command line: parse, call, print. No arithmetic.
 
-Importing this package is part of the time that ``dsplan estimate`` takes, so every command imports
-what only it needs when it runs.
+Importing this package is part of the time that ``dsplan estimate`` takes, so only the command that is called
+is imported and given to typer, and every command imports what only it needs when it runs.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from dsplan import __version__
-from dsplan.cli.check import check
-from dsplan.cli.emit_config import emit_config
-from dsplan.cli.estimate import estimate
-from dsplan.cli.signature import spread_options
-from dsplan.cli.verify import verify
 from dsplan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, DsplanError, RunError
 
 #: Some releases of typer bring click along and some depend on it; both export this one of its usage
@@ -27,11 +23,8 @@ _UsageError = cast(type[Exception], typer.BadParameter.__base__)
 
 _INTERRUPTED = "interrupted; nothing is left running"
 
-app = typer.Typer(name="dsplan", add_completion=False, pretty_exceptions_enable=False)
-app.command("estimate")(spread_options(estimate))
-app.command("emit-config")(spread_options(emit_config))
-app.command("check")(spread_options(check))
-app.command("verify")(spread_options(verify))
+#: In the order of ``dsplan --help``. The module of a command and its function bear its name.
+COMMANDS = ("estimate", "emit-config", "check", "verify")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,11 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             # Formulas have Greek letters; a terminal that cannot show one gets "?".
             stream.reconfigure(errors="replace")
-    command = typer.main.get_command(app)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    called = [name for name in given[:1] if name in COMMANDS]
     try:
-        result = command.main(
-            args=None if arguments is None else list(arguments), prog_name="dsplan", standalone_mode=False
-        )
+        result = _command(called or COMMANDS).main(args=given, prog_name="dsplan", standalone_mode=False)
     except RunError as error:
         return _fail(str(error), error.exit_code)  # with the last lines of the run's log
     except DsplanError as error:
@@ -62,7 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else EXIT_OK
 
 
-@app.callback(invoke_without_command=True)
+def _command(names: Sequence[str]) -> Any:
+    """The command line with the commands of these names, as typer builds it (a command of click's)."""
+    from dsplan.cli.signature import spread_options
+
+    app = typer.Typer(name="dsplan", add_completion=False, pretty_exceptions_enable=False)
+    app.callback(invoke_without_command=True)(_dsplan)
+    for name in names:
+        function = name.replace("-", "_")
+        module = importlib.import_module(f"dsplan.cli.{function}")
+        app.command(name)(spread_options(getattr(module, function)))
+    return typer.main.get_command(app)
+
+
 def _dsplan(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,

@@ -68,9 +68,10 @@ class Engine:
         """Autograd has accumulated the gradient of parameter ``index``; it stays in ``.grad``."""
         if self._held[index]:
             self.ledger.free(PARAMETER_GRADIENT, self.e * self.sizes[index])  # added to what was there
-        else:
+            return
+        self._held[index] = True
+        if self.ledger.detailed:
             self.ledger.move(PARAMETER_GRADIENT, states.GRADIENTS, self.e * self.sizes[index])
-            self._held[index] = True
 
     def end_backward(self, *, boundary: bool) -> None:
         """Backward of a micro batch is over; ``boundary``: the last before the optimizer's step."""

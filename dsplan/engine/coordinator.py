@@ -74,6 +74,7 @@ class Coordinator:
         self.e = element_bytes
         self.block_bytes = kernels.block_bytes
         self.sizes = parameter_sizes(model)
+        self.padded = [round_up(numel, world_size) for numel in self.sizes]
         self.persistent = persistent_parameters(model, zero)
         self.copies_from_host = zero.offloads_parameters and not kernels.one_pool
         self.gathers = world_size > 1 or self.copies_from_host
@@ -144,7 +145,7 @@ class Coordinator:
         for parameter in self.persistent:
             if self.status[parameter] == 0:
                 self.status[parameter] = 2
-                self._allocate_parameter(parameter, self._padded(parameter))
+                self._allocate_parameter(parameter, self.padded[parameter])
         return self.level - start
 
     def state(self) -> tuple[int, ...]:
@@ -156,7 +157,9 @@ class Coordinator:
     def _fetch(self, module: Module, state: _Pass) -> None:
         wanted = module.parameters
         if wanted:
-            self._gather([parameter for parameter in wanted if self.status[parameter] == 0], state)
+            missing = [parameter for parameter in wanted if self.status[parameter] == 0]
+            if missing:
+                self._gather(missing, state)
             for parameter in wanted:
                 self.active[parameter].add(id(module))
                 if parameter in self.in_flight:
@@ -192,8 +195,6 @@ class Coordinator:
             self._gather(batch, state)
 
     def _gather(self, parameters: list[int], state: _Pass) -> None:
-        if not parameters:
-            return
         parameters = sorted(parameters)
         for parameter in parameters:
             state.available_elements += self.sizes[parameter]
@@ -205,11 +206,11 @@ class Coordinator:
                     self._allocate_parameter(parameter, self.sizes[parameter])
         elif len(parameters) == 1:
             batch = _Batch(parameters, 0, 1, split=True)
-            self._allocate_parameter(parameters[0], self._padded(parameters[0]))
+            self._allocate_parameter(parameters[0], self.padded[parameters[0]])
             if self.copies_from_host:
                 self._temporary(ceil_div(self.sizes[parameters[0]], self.world_size))
         else:
-            batch = _Batch(parameters, self._bytes(sum(self._padded(p) for p in parameters)), len(parameters))
+            batch = _Batch(parameters, self._bytes(sum([self.padded[p] for p in parameters])), len(parameters))
             self._change(batch.flat_bytes)
             if self.copies_from_host:
                 self._temporary(sum(ceil_div(self.sizes[p], self.world_size) for p in parameters))
@@ -282,9 +283,6 @@ class Coordinator:
 
     # Bytes.
 
-    def _padded(self, parameter: int) -> int:
-        return round_up(self.sizes[parameter], self.world_size)
-
     def _bytes(self, elements: int) -> int:
         return round_up(self.e * elements, self.block_bytes)
 
@@ -301,7 +299,8 @@ class Coordinator:
 
     def _change(self, size: int) -> None:
         self.level += size
-        self.rise = max(self.rise, self.level)
+        if self.level > self.rise:  # not max(): this runs for every gathered and released parameter
+            self.rise = self.level
 
 
 @lru_cache(maxsize=256)

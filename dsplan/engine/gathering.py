@@ -6,6 +6,7 @@ coordinator's rules. Neither depends on the batch size, so the result is shared 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -120,20 +121,21 @@ def _marks(model: ModelShape, workload: Workload, kernels: Kernels) -> list[Mark
             modules[name] = Module(name, tuple(owned.get(name, ())))
         return modules[name]
 
-    def hooks(events: tuple[Event, ...], prefix: str = "") -> list[Mark]:
-        found: list[Mark] = []
-        for kind, _, what in events:
-            if acts(model, kind, what):
-                name = prefix.rstrip(".") if what == BLOCK else f"{prefix}{what}"
-                found.append((kind, module(name)))
-        return found
+    def hooks(events: tuple[Event, ...], prefixes: Iterable[str] = ("",)) -> list[Mark]:
+        """The hooks of one piece, or of a block for each of its prefixes."""
+        found = [(kind, what) for kind, _, what in events if acts(model, kind, what)]
+        return [
+            (kind, module(prefix.rstrip(".") if what == BLOCK else f"{prefix}{what}"))
+            for prefix in prefixes
+            for kind, what in found
+        ]
 
-    layers = range(model.num_layers)
+    blocks = [f"transformer.h.{layer}." for layer in range(model.num_layers)]
     return [
         *hooks(pieces.embedding.forward),
-        *(mark for layer in layers for mark in hooks(pieces.block.forward, f"transformer.h.{layer}.")),
+        *hooks(pieces.block.forward, blocks),
         *hooks(pieces.head.forward),
         *hooks(pieces.head.backward),
-        *(mark for layer in reversed(layers) for mark in hooks(pieces.block.backward, f"transformer.h.{layer}.")),
+        *hooks(pieces.block.backward, reversed(blocks)),
         *hooks(pieces.embedding.backward),
     ]

@@ -46,6 +46,7 @@ class Stage12(Engine):
     def _empty_bucket(self) -> None:
         self.bucket: list[int] = []
         self.bucket_elements = 0
+        self.bucket_begin, self.bucket_end = self.partition.padded, 0  # what it spans of the flat buffer
         self.oversized: int | None = None
 
     # Initialisation.
@@ -128,6 +129,11 @@ class Stage12(Engine):
                 self.ledger.temporary(states.GRADIENTS, self.e * numel)  # cloned for safety, then the original goes
         self.bucket.append(index)
         self.bucket_elements += numel
+        begin = self.offsets[index]
+        if begin < self.bucket_begin:
+            self.bucket_begin = begin
+        if begin + numel > self.bucket_end:
+            self.bucket_end = begin + numel
 
     def _reduce_bucket(self) -> None:
         """reduce_ipg_grads: the collective, then owned gradients move into the partition."""
@@ -156,10 +162,8 @@ class Stage12(Engine):
 
     def _ranks_in_bucket(self) -> int:
         """Ranks whose ranges the bucket's gradients touch, as far apart as its first and last one."""
-        offsets, size = self.offsets, self.partition.size
-        first = min(offsets[index] for index in self.bucket) // size
-        last = max(offsets[index] + self.sizes[index] - 1 for index in self.bucket) // size
-        return last - first + 1
+        size = self.partition.size
+        return (self.bucket_end - 1) // size - self.bucket_begin // size + 1
 
     def _keep_owned(self, index: int, *, separate: bool) -> None:
         """copy_grads_in_partition, or its way to the host."""

@@ -6,12 +6,15 @@ Source: DeepSpeed 0.19.8 runtime/zero/stage3.py (DeepSpeedZeroOptimizer_Stage3),
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 
 from dsplan import buffers, states
 from dsplan.engine.base import Engine, Run
+from dsplan.engine.coordinator import Change
 from dsplan.engine.gathering import GatherStep, gather_steps
 from dsplan.ledger import PINNED, Term
+from dsplan.operators import PARAMETER_GRADIENT
 from dsplan.optimizers import Optimizer, device_optimizer, host_optimizer
 from dsplan.units import MIB, ceil_div, round_up
 
@@ -46,7 +49,7 @@ class Stage3(Engine):
         self.num_steps = len(self.gathers)
         self._step_index = 0
         self._pass_index = 0
-        self._hook = 0
+        self._changes: Iterator[Change] = iter(())  # of the pass under way, a hook each
         self._bucket: list[int] = []
         self._bucket_elements = 0
         self._unswapped_parts: list[int] = []  # small fp32 gradients that stay on the device until the step
@@ -201,11 +204,10 @@ class Stage3(Engine):
         return self.gathers[self._step_index]
 
     def begin_forward(self) -> None:
-        self._hook = 0
+        self._changes = iter(self._gathering.passes[self._pass_index].changes)
 
     def module(self, kind: int) -> None:  # noqa: ARG002  # hooks come in the order of the trace
-        rise, net = self._gathering.passes[self._pass_index].changes[self._hook]
-        self._hook += 1
+        rise, net = next(self._changes)
         if rise or net:
             self._gathered(rise, net)
 
@@ -219,8 +221,8 @@ class Stage3(Engine):
     def gradient(self, index: int) -> None:
         """reduce_independent_p_g_buckets_and_remove_grads."""
         numel, limit = self.sizes[index], self.zero.reduce_bucket_size
-        super().gradient(index)
-        self._held[index] = False
+        if self.ledger.detailed:
+            self.ledger.move(PARAMETER_GRADIENT, states.GRADIENTS, self.e * numel)
         if self._bucket and self._bucket_elements + numel > limit:
             self._reduce_bucket()
         if self.zero.contiguous_gradients and self._bucket_elements + numel <= limit:

@@ -24,7 +24,7 @@ CLIPPING = CONFIGS / "mistakes" / "clipping.json"
 OFFLOAD = CONFIGS / "mistakes" / "offload_param.json"
 VALID = CONFIGS / "valid" / "stage2_fp16.json"
 HEAVY = ("torch", "deepspeed", "numpy", "jsonschema", "rich", "runner", "mingpt", "hjson")
-LIMIT_S = 0.6  # 0.25 s on an idle machine; a busy one has been seen to take longer
+LIMIT_S = 0.3
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -70,7 +70,16 @@ def test_a_compiler_at_work_is_waited_for(folder: Path, monkeypatch: pytest.Monk
     end = threading.Timer(1.0, lambda: ((folder / "cpu_adam.so").touch(), held.unlink()))
     end.start()
     assert load_announced(folder, monkeypatch) == [WAITING, "building"]
-    assert not end.is_alive()
+    assert not held.exists()
+
+
+def test_a_file_that_goes_while_the_folder_is_read_is_a_sign_of_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler may remove its lock, or ninja a temporary file, between the listing and the look at it."""
+    listed = [lock(folder, age_s=compiling.ABANDONED_AFTER_S + 1), folder / "gone.o"]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
+    assert not compiling._abandoned(folder)
 
 
 def test_an_old_lock_of_a_compiler_that_still_runs_is_kept(folder: Path) -> None:

@@ -299,8 +299,7 @@ class Coordinator:
 
     def _change(self, size: int) -> None:
         self.level += size
-        if self.level > self.rise:  # not max(): this runs for every gathered and released parameter
-            self.rise = self.level
+        self.rise = max(self.rise, self.level)
 
 
 @lru_cache(maxsize=256)

@@ -130,10 +130,8 @@ class Stage12(Engine):
         self.bucket.append(index)
         self.bucket_elements += numel
         begin = self.offsets[index]
-        if begin < self.bucket_begin:
-            self.bucket_begin = begin
-        if begin + numel > self.bucket_end:
-            self.bucket_end = begin + numel
+        self.bucket_begin = min(self.bucket_begin, begin)
+        self.bucket_end = max(self.bucket_end, begin + numel)
 
     def _reduce_bucket(self) -> None:
         """reduce_ipg_grads: the collective, then owned gradients move into the partition."""

@@ -18,7 +18,7 @@ import pytest
 
 from dsplan.catalogue import accelerator
 from runner.spec import RunSpec
-from tests.dry_batch import ROOT, dry_runs
+from tests.dry_runs import ROOT, dry_runs
 
 pytestmark = pytest.mark.engine
 
@@ -109,8 +109,8 @@ STOPPED = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return dry_runs(SPECS, tmp_path_factory.mktemp("coverage"), timeout_s=300)
+def runs() -> dict[str, Any]:
+    return dict(dry_runs(SPECS))
 
 
 def phase(run: Any, name: str, what: str = "level_bytes", step: int = -1) -> int:

@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+from tests.dry_runs import dry_runs
 from tests.oracle.compare import Difference, difference, specification
 from tests.oracle.grid import Case, cases
 
-ROOT = Path(__file__).parents[2]
 SHOWN = 25
 
 
 def run(wanted: Sequence[Case], jobs: int) -> Iterator[tuple[Case, Difference | str]]:
     """Dry-run every case; a Difference, or the text of what went wrong, as they are done."""
-    shares = [wanted[start::jobs] for start in range(jobs)]
-    with ThreadPoolExecutor(jobs) as pool:
-        for results in pool.map(_share, shares):
-            yield from results
-
-
-def _share(wanted: Sequence[Case]) -> list[tuple[Case, Difference | str]]:
-    results: list[tuple[Case, Difference | str]] = []
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.oracle.server"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        for case in wanted:
-            server.stdin.write(json.dumps(specification(case)) + "\n")
-            server.stdin.flush()
-            record = json.loads(server.stdout.readline())
-            results.append((case, record["error"] if "error" in record else difference(case, record)))
-        server.stdin.close()
-    return results
+    by_name = {case.name: case for case in wanted}
+    for name, found in dry_runs({case.name: specification(case) for case in wanted}, jobs=jobs):
+        yield by_name[name], found if isinstance(found, str) else difference(by_name[name], found)
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from dsplan.hardware import Cluster
 from dsplan.kernels import kernels_of
 from dsplan.prediction import Prediction, predict
 from dsplan.walk import worst_rank
+from runner.spec import RunSpec
 from tests.oracle.grid import Case
 
 TARGET = accelerator("h200")
@@ -71,19 +72,19 @@ class Difference:
         return max(self.phases, key=lambda phase: abs(phase.peak_error) / phase.found_peak)
 
 
-def specification(case: Case) -> dict[str, Any]:
-    """What the runner is told (``runner.spec.RunSpec``): the worst rank by the formula."""
-    return {
-        "model": case.model.to_config(),
-        "ds_config": emit(case.plan, case.model, Cluster(accelerator=TARGET, gpus_per_node=case.world_size)),
-        "sequence_length": case.plan.workload.sequence_length,
-        "activation_checkpointing": case.plan.workload.activation_checkpointing,
-        "device": "fake",
-        "gpus": case.world_size,
-        "rank": worst_rank(case.model, case.plan, case.world_size, kernels_of(TARGET)),
-        "target": asdict(TARGET),
-        "steps": STEPS,
-    }
+def specification(case: Case) -> RunSpec:
+    """What the runner is told: the worst rank by the formula."""
+    return RunSpec(
+        model=case.model.to_config(),
+        ds_config=emit(case.plan, case.model, Cluster(accelerator=TARGET, gpus_per_node=case.world_size)),
+        sequence_length=case.plan.workload.sequence_length,
+        activation_checkpointing=case.plan.workload.activation_checkpointing,
+        device="fake",
+        gpus=case.world_size,
+        rank=worst_rank(case.model, case.plan, case.world_size, kernels_of(TARGET)),
+        target=asdict(TARGET),
+        steps=STEPS,
+    )
 
 
 def difference(case: Case, record: Mapping[str, Any]) -> Difference:

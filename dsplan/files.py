@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from dsplan.errors import InputError
 
@@ -13,20 +15,30 @@ from dsplan.errors import InputError
 def write_text(path: Path | str, text: str, *, force: bool) -> None:
     """Write ``text`` to ``path`` as UTF-8, atomically.
 
-    The text goes to a temporary file in the same folder, which then takes the name: a reader sees
-    the old file or the new one, and an interrupted write leaves neither half.
+    Raises:
+        InputError: as :func:`atomic_file`.
+    """
+    with atomic_file(Path(path), force=force) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
+    """A file that becomes ``path`` when all has been written to it.
+
+    It is a temporary file in the same folder, which then takes the name: a reader sees the old file or the new one,
+    and an interrupted write leaves neither half.
 
     Raises:
         InputError: ``path`` exists and ``force`` is False; it is a folder; its folder is missing or
             cannot be written.
     """
-    path = Path(path)
     require_target(path, force=force)
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
         # mkstemp makes the file private; a configuration is to be read by the job that uses it.
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)

@@ -26,6 +26,8 @@ from dsplan.workload import Workload
 #: What ``runner.spec`` reads.
 SPEC_VERSION = 1
 DATA = ("synthetic", "text")
+#: In the folder of a run; see :mod:`dsplan.events`.
+EVENTS = "events.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class Job:
         memory_cap_bytes: what torch's allocator may take of the device; None: all of it.
         rank: which rank is dry-run; None for a real run.
         allocator: text of PYTORCH_CUDA_ALLOC_CONF that a dry run replays the allocator with.
+        events: a dry run leaves its events in :data:`EVENTS` of the run's folder.
         force: make a dry run also with versions of torch and DeepSpeed that it is not tested with.
     """
 
@@ -75,6 +78,7 @@ class Job:
     memory_cap_bytes: int | None = None
     rank: int | None = None
     allocator: str = ""
+    events: bool = False
     force: bool = False
 
     def specification(self) -> dict[str, Any]:
@@ -144,7 +148,10 @@ def verify(
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "spec.json"
-    path.write_text(json.dumps(job.specification(), indent=1), encoding="utf-8")
+    specification = job.specification()
+    if job.events:
+        specification["events"] = str(output_dir.absolute() / EVENTS)
+    path.write_text(json.dumps(specification, indent=1), encoding="utf-8")
     records = run_verification(path, output_dir, timeout_s=timeout_s, on_progress=on_progress)
     measurement = measurement_from_ranks(
         records,

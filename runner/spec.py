@@ -29,6 +29,7 @@ class RunSpec:
         target: fields of the Accelerator that a dry run stands for; None in a real run.
         allocator: PYTORCH_CUDA_ALLOC_CONF of a dry run.
         zero_init: stage 3 builds the model under ``deepspeed.zero.Init``; else it is built whole on the host.
+        events: file in which a dry run writes every allocation; empty: none.
         force: make a dry run also with versions of torch and DeepSpeed that it is not tested with.
 
     Raises ValueError for ranks that cannot be, and for a dry run that is not told its rank and its target.
@@ -48,6 +49,7 @@ class RunSpec:
     target: dict[str, Any] | None = None
     allocator: str = ""
     zero_init: bool = True
+    events: str = ""
     force: bool = False
 
     def __post_init__(self) -> None:

@@ -10,13 +10,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dsplan.catalogue import accelerator
+from dsplan.events.read import read_events
 from runner.spec import RunSpec
 from tests.dry_runs import ROOT, dry_runs
 
@@ -69,6 +70,7 @@ def partitioned(**options: bool | int) -> dict[str, Any]:
 MUON = {"optimizer": {"type": "Muon", "params": {"lr": 1e-4}}}
 SPECS = {
     "plain": spec(BF16, zero(2)),
+    "offloaded": spec(BF16, zero(3, offload_optimizer={"device": "cpu", "pin_memory": True})),
     "accumulating": spec(BF16, zero(2), {"gradient_accumulation_steps": 2}),
     "bf16-optimizer": spec(BF16, zero(1), FP32_ACCUMULATION),
     "compact": spec(BF16, zero(2), FP32_ACCUMULATION),
@@ -100,6 +102,8 @@ SPECS = {
     "out-of-memory": spec(BF16, zero(2), memory_cap_bytes=38 << 20),  # the second workspace, in the backward pass
     "quantised-gradients": spec(BF16, zero(3, zero_quantized_gradients=True)),
 }
+#: Whose events are written.
+FOLLOWED = ("plain", "offloaded", "out-of-memory")
 STOPPED = {
     "bf16-on-t4": "Type bf16 is not supported on your device",
     "lamb": "the dry run does not cover DeepSpeed's operator 'fused_lamb'",
@@ -109,8 +113,14 @@ STOPPED = {
 
 
 @pytest.fixture(scope="module")
-def runs() -> dict[str, Any]:
-    return dict(dry_runs(SPECS))
+def events_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("events")
+
+
+@pytest.fixture(scope="module")
+def runs(events_folder: Path) -> dict[str, Any]:
+    followed = {name: replace(SPECS[name], events=str(events_folder / name)) for name in FOLLOWED}
+    return dict(dry_runs({**SPECS, **followed}))
 
 
 def phase(run: Any, name: str, what: str = "level_bytes", step: int = -1) -> int:
@@ -139,6 +149,49 @@ def parameters() -> list[int]:
     """Elements of every parameter of the model."""
     vectors = [3 * H, H, 4 * H, H, H, H, H, H]  # biases, and both norms
     return [V * H, T * H, *L * (matrices() + vectors), H, H, V * H]
+
+
+@pytest.mark.parametrize("name", FOLLOWED[:2])
+def test_the_events_add_up_to_every_level_of_the_record(name: str, runs: dict[str, Any], events_folder: Path) -> None:
+    live: dict[int, dict[str, Any]] = {}
+    level = peak = 0
+    ends = {}
+    for event in read_events(events_folder / name):
+        if event["action"] == "alloc":
+            live[event["event"]] = event
+            level += event["size_bytes"] if event["place"] == "device" else 0
+        elif event["action"] == "free":
+            level -= live.pop(event["of"])["size_bytes"] if event["place"] == "device" else 0
+        elif event["action"] == "phase_begin":
+            peak = level
+        else:
+            ends[event["step"], event["phase"]] = (event["allocated_bytes"], event["reserved_bytes"], peak)
+        peak = max(peak, level)
+        assert event["allocated_bytes"] == level
+    run = runs[name]
+    phases = {("init", "init"): run["init"]}
+    for index, step in enumerate(run["steps"]):
+        phases |= {(str(index), phase): memory for phase, memory in step["phases"].items()}
+    assert ends == {
+        key: (memory["level_bytes"], memory["reserved_bytes"], memory["peak_bytes"]) for key, memory in phases.items()
+    }
+
+
+def test_events_know_dtype_module_stream_and_line(runs: dict[str, Any], events_folder: Path) -> None:
+    assert isinstance(runs["offloaded"], dict), runs["offloaded"]
+    taken = [event for event in read_events(events_folder / "offloaded") if event["action"] == "alloc"]
+    assert {event["place"] for event in taken} == {"device", "pageable", "pinned"}
+    logits = [event for event in taken if event["module"] == "lm_head" and event["operator"] == "mm.default"]
+    assert {(event["requested_bytes"], event["dtype"]) for event in logits} == {(2 * B * T * V, "bfloat16")}
+    gathered = {event["module"] for event in taken if "partition_parameters.py" in event["where"]}
+    assert {"transformer.wte", "transformer.h.1.mlp.c_fc"} <= gathered
+    assert len({event["stream"] for event in taken}) > 1
+
+
+def test_the_last_event_of_a_run_that_dies_is_what_it_died_of(runs: dict[str, Any], events_folder: Path) -> None:
+    assert "the allocator wanted" in runs["out-of-memory"]
+    last = list(read_events(events_folder / "out-of-memory"))[-1]
+    assert (last["action"], last["operator"], last["requested_bytes"]) == ("oom", "workspace", 32 << 20)
 
 
 @pytest.mark.parametrize("name", sorted(set(SPECS) - set(STOPPED)))

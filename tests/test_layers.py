@@ -22,7 +22,7 @@ LAYERS = (
     "errors pythonpath schemas signals",
     "units files records",
     "model hardware workload zero dry_run",
-    "plan modelfile",
+    "plan modelfile events",
     "catalogue",
     "infer detect dsconfig",
     "kernels measurement allocator",

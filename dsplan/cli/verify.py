@@ -68,11 +68,12 @@ def verify(
     """
     from dsplan.cli.verify_input import describe, read_job
     from dsplan.cli.verify_progress import run_progress
+    from dsplan.events.write import require_kind, write_events
     from dsplan.files import require_target, write_text
     from dsplan.report.console import print_document, stdout_console
     from dsplan.report.verification import print_verification
     from dsplan.runner_process import require_run_extra
-    from dsplan.verification import NotCovered, verification_document
+    from dsplan.verification import EVENTS, NotCovered, verification_document
     from dsplan.verification import verify as run_and_compare
 
     for flag, value in (("--tolerance", tolerance), ("--timeout", timeout)):
@@ -82,13 +83,21 @@ def verify(
         require_target(output, force=force)
     if keep_logs is not None and keep_logs.exists() and not keep_logs.is_dir():
         raise InputError(f"--keep-logs: {keep_logs} is not a folder")
-    job = replace(read_job(model, workload, run, dry), force=force)
+    for target in dry.events or ():
+        require_kind(target, force=force)
+    job = replace(read_job(model, workload, run, dry), force=force, events=bool(dry.events))
     require_run_extra()
     typer.echo(f"dsplan: {describe(job)}", err=True)
-    with _logs(keep_logs) as folder, run_progress(job.steps) as on_progress:
-        measurement, comparison = run_and_compare(
-            job, folder, timeout_s=timeout, tolerance_percent=tolerance, on_progress=on_progress
-        )
+    with _logs(keep_logs) as folder:
+        try:
+            with run_progress(job.steps) as on_progress:
+                measurement, comparison = run_and_compare(
+                    job, folder, timeout_s=timeout, tolerance_percent=tolerance, on_progress=on_progress
+                )
+        finally:  # of a run that died they say most
+            events = folder / EVENTS
+            for target in dry.events if dry.events and events.exists() else ():
+                write_events(events, target, describe(job).partition(" (")[0], force=force)
     document = verification_document(measurement, comparison)
     if output is not None:
         import json

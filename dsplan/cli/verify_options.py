@@ -122,6 +122,16 @@ class DryRunOptions:
             rich_help_panel=_DRY,
         ),
     ] = None
+    events: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--events",
+            metavar="FILE",
+            help="Write every allocation: as lines (.jsonl, .jsonl.gz), as a snapshot for pytorch.org/memory_viz "
+            "(.pickle) or as a picture (.svg). May be given several times.",
+            rich_help_panel=_DRY,
+        ),
+    ] = None
     explain: Annotated[
         bool,
         typer.Option(

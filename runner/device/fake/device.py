@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from dsplan.overhead import FLASH_PASS_BYTES, PASS_BYTES, device_overhead, proce
 from runner.device.base import DeviceInfo, Memory, PeakWindow
 from runner.device.fake.answers import Answers
 from runner.device.fake.backend import BACKEND, NAME, register
+from runner.device.fake.events import Events
 from runner.device.fake.explanation import Explanation
 from runner.device.fake.group import join
 from runner.device.fake.hidden import Workspaces
@@ -68,13 +70,14 @@ class FakeDevice:
         self._caching: CachingAllocator | None = None
         self._device = torch.device("cpu")
         process = process_memory(spec.gpus)
+        events = Events(Path(spec.events)) if spec.events else None
         if self._target.kind == "cpu":
-            self._memory = RankMemory(PlainAllocator(), process)
+            self._memory = RankMemory(PlainAllocator(), process, events)
         else:
             register()
             self._device = torch.device(NAME, 0)
             self._caching = self._allocator(spec)
-            self._memory = RankMemory(self._caching, process)
+            self._memory = RankMemory(self._caching, process, events)
         self._explanation = Explanation(self._memory)
         self._take_over(spec.rank, spec.gpus)
 
@@ -130,7 +133,10 @@ class FakeDevice:
         )
 
     def reset_peak(self) -> None:
+        """A phase begins."""
         self._memory.reset_peaks()
+        if self._memory.events is not None:
+            self._memory.events.phase_began(levels=self._memory.levels)
 
     def limit(self, size_bytes: int) -> None:
         raise ValueError(f"a dry run is limited from its start (asked for {size_bytes} bytes)")
@@ -158,6 +164,9 @@ class FakeDevice:
         return FakeResident(self._memory)
 
     def phase_ended(self, name: str) -> None:
+        if self._memory.events is not None:
+            step = self._explanation.step_of(name)
+            self._memory.events.phase_ended(step, name, levels=self._memory.levels)
         self._explanation.phase_ended(name)
         self._phases_done.add(name)
         if name == "forward" and self._memory.process_bytes < self._memory.process.steps_bytes:

@@ -18,9 +18,13 @@ class Explanation:
         self._peaks: dict[tuple[str, str], Peak] = {}
         self._step = 0
 
+    def step_of(self, phase: str) -> str:
+        """The step that a phase belongs to which ends now: ``init``, or the step's index as text."""
+        return INIT if phase == INIT else str(self._step)
+
     def phase_ended(self, name: str) -> None:
         """Of a phase that comes several times in a step (micro batches), the highest peak and the last level count."""
-        key = (INIT if name == INIT else str(self._step), name)
+        key = (self.step_of(name), name)
         peak = self._memory.peak()
         earlier = self._peaks.get(key, peak)
         highest = max(earlier, peak, key=lambda found: found.size_bytes)

@@ -6,13 +6,16 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dsplan.allocator import OutOfDeviceMemory, PinnedAllocator
 from dsplan.errors import EXIT_OUT_OF_MEMORY, RunError
 from dsplan.kernels import CUDA_BLOCK_BYTES
 from dsplan.overhead import ProcessMemory
 from dsplan.units import format_bytes
+
+if TYPE_CHECKING:
+    from runner.device.fake.events import Events
 
 DEVICE, PINNED, PAGEABLE = "device", "pinned", "pageable"
 
@@ -86,10 +89,11 @@ class Allocation:
     """Something that is held.
 
     ``counted_bytes``: of device memory the whole block, elsewhere what was asked for. ``tensor_bytes``: what was asked
-    of the device, rounded as the allocator does before it looks for a block.
+    of the device, rounded as the allocator does before it looks for a block. ``event``: its number, where events are
+    written.
     """
 
-    __slots__ = ("block", "cause", "counted_bytes", "place", "tensor_bytes")
+    __slots__ = ("block", "cause", "counted_bytes", "event", "place", "tensor_bytes")
 
     def __init__(self, place: str, block: Any, cause: int, counted_bytes: int, tensor_bytes: int = 0) -> None:
         self.tensor_bytes = tensor_bytes
@@ -97,6 +101,7 @@ class Allocation:
         self.block = block
         self.cause = cause
         self.counted_bytes = counted_bytes
+        self.event = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +116,15 @@ class Peak:
 
 class Memory:
     """One rank's memory. ``stream`` is the number of the current stream, which allocations belong to;
-    ``process_bytes`` is what the process itself has resident by now: more once it has used the device.
+    ``process_bytes`` is what the process itself has resident by now: more once it has used the device. ``events``
+    hears of everything, where somebody wants to know.
 
     The log of device events is two arrays, a cause's number and the bytes that it took or, negative, gave
     back; what was live at a peak is added up from it when somebody asks.
     """
 
-    def __init__(self, allocator: DeviceAllocator, process: ProcessMemory) -> None:
+    def __init__(self, allocator: DeviceAllocator, process: ProcessMemory, events: Events | None = None) -> None:
+        self.events = events
         self.allocator = allocator
         self.process = process
         self.pinned = PinnedAllocator()
@@ -136,12 +143,27 @@ class Memory:
         self._tensor_bytes = 0
         self._tensor_peak = 0
 
-    def allocate(self, place: str, size_bytes: int, cause: Cause) -> Allocation:
+    def allocate(self, place: str, size_bytes: int, cause: Cause, dtype: str = "") -> Allocation:
         """Take ``size_bytes``.
 
         Raises:
             RunError: the device, or the cap on it, has no room; the message says who asked and what was held.
         """
+        allocation = self._allocate(place, size_bytes, cause)
+        if self.events is not None:
+            allocation.event = self.events.taken(
+                cause,
+                place=place,
+                size_bytes=allocation.counted_bytes,
+                requested_bytes=size_bytes,
+                dtype=dtype,
+                stream=self.stream,
+                address=getattr(allocation.block, "address", 0) if place == DEVICE else 0,
+                levels=self.levels,
+            )
+        return allocation
+
+    def _allocate(self, place: str, size_bytes: int, cause: Cause) -> Allocation:
         number = self._number(cause)
         if place == DEVICE:
             block = self._block(size_bytes, cause)
@@ -165,6 +187,8 @@ class Memory:
         try:
             return self.allocator.allocate(size_bytes, self.stream)
         except OutOfDeviceMemory as full:
+            if self.events is not None:
+                self.events.out_of_memory(cause, requested_bytes=size_bytes, stream=self.stream, levels=self.levels)
             raise RunError(
                 f"{cause} asked for {format_bytes(full.requested)}, for which the allocator wanted "
                 f"{format_bytes(full.segment)} more of the device; {format_bytes(full.allocated)} were allocated and "
@@ -186,6 +210,16 @@ class Memory:
             self.pinned.free(allocation.block)
         else:
             self.pageable_bytes -= allocation.counted_bytes
+        if self.events is not None:
+            self.events.freed(
+                allocation.event, place=allocation.place, size_bytes=allocation.counted_bytes, levels=self.levels
+            )
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """Allocated and reserved bytes of the device; without a caching allocator the same twice."""
+        allocated = self.allocator.allocated_bytes
+        return allocated, getattr(self.allocator, "reserved_bytes", allocated)
 
     @property
     def host_bytes(self) -> int:

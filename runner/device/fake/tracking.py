@@ -117,7 +117,7 @@ class Tracker(TorchDispatchMode):
             if known is not None:
                 self._release(known)
             place = DEVICE if leaf.fake_device.type == self._device_type else host_place
-            self._hold(storage, key, size, place, cause)
+            self._hold(storage, key, size, place, cause, leaf.dtype)
         if self._one_pool:
             return
         for wanted in self._workspaces.wanted(func, args, self._memory.stream):
@@ -133,13 +133,13 @@ class Tracker(TorchDispatchMode):
         function, where = caller(3)
         return Cause(str(func).removeprefix("aten."), function, where)
 
-    def _hold(self, storage: Any, key: int, size: int, place: str, cause: Cause) -> None:
+    def _hold(self, storage: Any, key: int, size: int, place: str, cause: Cause, dtype: torch.dtype) -> None:
         self._busy = True
         reference = _Reference(storage, self._storage_died)
         reference.key = key
         reference.size_bytes = size
         try:
-            reference.allocation = self._memory.allocate(place, size, cause)
+            reference.allocation = self._memory.allocate(place, size, cause, str(dtype).removeprefix("torch."))
             self._held[key] = reference
         finally:
             self._busy = False

@@ -38,21 +38,23 @@ def test_planning_commands_run_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_verify_commands_run() -> None:
-    """In the repository, whose records one of them names; on the CPU, unless the command asks for a dry run."""
+def test_verify_commands_run(tmp_path: Path) -> None:
+    """Where the records are that one of them names; on the CPU, unless the command asks for a dry run."""
     commands = [command for command in _commands() if command.split()[1] == "verify"]
     dry = [command for command in commands if {"--gpu", "--against"} & set(command.split())]
     assert 0 < len(dry) < len(commands)
+    (tmp_path / "tests").symlink_to(README.parent / "tests")
     for command in commands:
-        done = _dsplan(command if command in dry else f"{command} --device cpu", README.parent)
+        done = _dsplan(command if command in dry else f"{command} --device cpu", tmp_path)
         assert done.returncode == 0, (command, done.stderr)
         assert ("Confirmed: dry run against" if "--against" in command else "Confirmed") in done.stdout
         assert ("A dry run" in done.stdout) is (command in dry)
+    assert (tmp_path / "memory.svg").exists()
 
 
 def test_ci_finds_both_lines() -> None:
     text = README.read_text(encoding="utf-8")
-    for name, ends in (("run", "--ds-config ds_config.json"), ("test", "-m pytest")):
+    for name, ends in (("run", "--device cpu"), ("test", "-m pytest")):
         match = re.search(rf"^<!-- {name} -->\n```bash\n(.+)\n```$", text, re.MULTILINE)
         assert match is not None
         assert match.group(1).endswith(ends)

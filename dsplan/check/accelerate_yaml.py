@@ -63,7 +63,7 @@ def read_accelerate(path: Path, text: str, run: Run) -> Source:
     named = settings.member(_FILE)
     if named is None or not isinstance(named.node, Scalar) or not isinstance(named.node.value, str):
         return Source(configurations=(config,), findings=tuple(findings))
-    findings += _conflicts(config, settings)
+    findings += _conflicts(config, root, settings)
     target = _target(path, named.node.value)
     if target is None:
         message = f"{_FILE} names {named.node.value}, which is neither here nor beside this file"
@@ -118,7 +118,11 @@ def _unknown(config: Configuration, settings: Section) -> Iterator[Finding]:
             yield config.finding(UNKNOWN_KEY, member.key, message, near[0] if near else "remove it", member=member)
 
 
-def _conflicts(config: Configuration, settings: Section) -> Iterator[Finding]:
+def _conflicts(config: Configuration, root: Section, settings: Section) -> Iterator[Finding]:
+    precision = root.member("mixed_precision")
+    if precision is not None and isinstance(precision.node, Scalar) and precision.node.value is not None:
+        message = f"accelerate refuses mixed_precision beside {_FILE}"
+        yield config.finding(CONFLICT, "mixed_precision", message, "fp16 or bf16 in the file", member=precision)
     for member in settings.members:
         if member.key in _SETTINGS:
             message = f"accelerate refuses {member.key} beside {_FILE}"
@@ -127,4 +131,7 @@ def _conflicts(config: Configuration, settings: Section) -> Iterator[Finding]:
 
 def _target(path: Path, name: str) -> Path | None:
     candidates = (Path(name), path.parent / name)
-    return next((found for found in candidates if found.is_file()), None)
+    try:
+        return next((found for found in candidates if found.is_file()), None)
+    except (OSError, ValueError):  # too long, or with a character that no name has
+        return None

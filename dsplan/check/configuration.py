@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from dsplan.hardware import Cluster
     from dsplan.model import ModelShape
 
+#: The section of ZeRO's settings.
+ZERO = "zero_optimization"
+
 DEEPSPEED, HF, ACCELERATE, LIGHTNING = "deepspeed", "hf", "accelerate", "lightning"
 #: Who hands the configuration to DeepSpeed: a script itself, or a framework.
 CONSUMERS = (DEEPSPEED, HF, ACCELERATE, LIGHTNING)
@@ -22,6 +25,9 @@ CONSUMER_NAMES = {
     ACCELERATE: "accelerate",
     LIGHTNING: "Lightning",
 }
+
+
+_NOTHING = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +40,7 @@ class Run:
         model: the model; rules about sizes need it.
         cluster: the machines; the verdict needs them.
         sequence_length: tokens of a sample, for the verdict.
+        notes: whether somebody reads notes, so that what takes time to say is said.
     """
 
     consumer: str = DEEPSPEED
@@ -41,6 +48,7 @@ class Run:
     model: ModelShape | None = None
     cluster: Cluster | None = None
     sequence_length: int | None = None
+    notes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,21 +80,39 @@ class Configuration:
 
     def get(self, path: str, default: Any = None) -> Any:
         """The plain value at a dotted path; ``default`` when it is not there."""
-        member = find(self.root, path)
-        return default if member is None else plain(member.node)
+        value: Any = self.document
+        for key in path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                return default
+            value = value[key]
+        return value
 
     def has(self, path: str) -> bool:
-        return find(self.root, path) is not None
+        return self.get(path, _NOTHING) is not _NOTHING
 
     def section(self, path: str) -> dict[str, Any]:
         """The section at a dotted path; empty when it is not there or is no section."""
         value = self.get(path)
         return value if isinstance(value, dict) else {}
 
+    def zero(self, key: str, default: Any = None) -> Any:
+        """The plain value at ``key``, dotted, of ``zero_optimization``."""
+        return self.get(f"{ZERO}.{key}", default)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the file is one for DeepSpeed's autotuner, where a list is what to try."""
+        return self.get("autotuning.enabled") is True
+
+    @property
+    def excerpt(self) -> bool:
+        """Whether a document shows this configuration in part."""
+        return not self.complete and not self.alone
+
     @property
     def stage(self) -> int | None:
         """The ZeRO stage as DeepSpeed reads it; None when it cannot be told."""
-        zero = self.get("zero_optimization", {})
+        zero = self.get(ZERO, {})
         if isinstance(zero, bool):
             return int(zero)  # runtime/zero/config.py, read_zero_config_deprecated
         stage = zero.get("stage", 0) if isinstance(zero, dict) else None

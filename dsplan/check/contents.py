@@ -9,9 +9,8 @@ from dsplan.check import hjson_tree, markdown
 from dsplan.check.configuration import Configuration, Run
 from dsplan.check.finding import Finding
 from dsplan.check.known import TOP, known_keys
-from dsplan.check.problem import SYNTAX, Problem
 from dsplan.check.rules.text import text_finding
-from dsplan.check.tree import Lines, Section
+from dsplan.check.tree import SYNTAX, Lines, Problem, Section
 from dsplan.errors import InputError
 
 _MARKDOWN = (".md", ".markdown", ".mdx")

@@ -1,4 +1,4 @@
-"""Making the replacements that are safe: keys that are misspelt or renamed, with their values as they are."""
+"""Making the replacements that are safe: keys that are misspelt or renamed, and values of which the type is wrong."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dsplan.check.hjson_tokens import Token, read_quoteless, read_string
-from dsplan.check.problem import RELAXED, SYNTAX, TWICE, Problem
-from dsplan.check.tree import Items, Lines, Member, Node, Scalar, Section
+from dsplan.check.tree import RELAXED, SYNTAX, TWICE, Items, Lines, Member, Node, Problem, Scalar, Section
 
 _BLANK = re.compile(r"[ \t\r\n]+")
 _LINE = re.compile(r"[^\r\n]*")

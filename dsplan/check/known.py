@@ -1,7 +1,4 @@
-"""What the schema knows about every key of a configuration.
-
-The schema describes what DeepSpeed reads; jsonschema, which takes 100 ms to import, is not needed to walk it.
-"""
+"""What the schema knows about every key of a configuration."""
 
 from __future__ import annotations
 
@@ -11,12 +8,21 @@ from functools import cache
 from typing import Any
 
 from dsplan.check.configuration import Configuration
-from dsplan.check.more_keys import MORE_KEYS
 from dsplan.check.tree import Items, Member, Node, Section
-from dsplan.schemas import schema
+from dsplan.dsconfig.schema_keys import TOP, join, keys_of, resolved, root, scheduler_branch
 
-_NAME = "deepspeed_config"
-TOP = ""
+__all__ = [
+    "TOP",
+    "Place",
+    "homes",
+    "is_arguments",
+    "is_pydantic",
+    "known_keys",
+    "places",
+    "refuses_unknown",
+    "required_params",
+    "scheduler_names",
+]
 
 #: Sections that pydantic reads: it refuses unknown keys and converts what it can
 #: (``runtime/config_utils.py``, ``DeepSpeedConfigModel``: extra="forbid"). The others are read with
@@ -35,7 +41,10 @@ _PYDANTIC = (
     "compile",
     "hybrid_engine",
     "tensor_parallel",
+    "weight_quantization",
 )
+#: A dictionary within such a section, which AutoTP reads with ``dict.get`` (``module_inject/autotp_config.py``).
+_PLAIN = ("tensor_parallel.partition_config",)
 #: Arguments of a constructor, which refuses an unknown one.
 _ARGUMENTS = ("optimizer.params", "scheduler.params")
 
@@ -52,7 +61,11 @@ class Place:
 
 def is_pydantic(section: str) -> bool:
     """Whether DeepSpeed reads the section with pydantic."""
-    return any(section == name or section.startswith(f"{name}.") for name in _PYDANTIC)
+    return _within(section, _PYDANTIC) and not _within(section, _PLAIN)
+
+
+def _within(section: str, names: tuple[str, ...]) -> bool:
+    return any(section == name or section.startswith(f"{name}.") for name in names)
 
 
 def is_arguments(section: str) -> bool:
@@ -67,17 +80,17 @@ def refuses_unknown(section: str) -> bool:
 
 def places(config: Configuration) -> Iterator[Place]:
     """Every key of the configuration with what the schema says about it."""
-    yield from _places(config.root, TOP, _resolved(schema(_NAME)), config)
+    yield from _places(config.root, TOP, root(), config)
 
 
 def known_keys(section: str, config: Configuration | None = None) -> Mapping[str, Any]:
     """The keys of a section and their schemas; empty for a section that takes any key."""
-    rules: Mapping[str, Any] | None = _resolved(schema(_NAME))
-    path = ""
+    rules: Mapping[str, Any] | None = root()
+    path = TOP
     for key in section.split(".") if section else []:
         properties = _keys(path, rules or {}, config)
-        rules = _resolved(properties[key]) if properties and key in properties else None
-        path = _join(path, key)
+        rules = resolved(properties[key]) if properties and key in properties else None
+        path = join(path, key)
     return _keys(section, rules or {}, config) or {}
 
 
@@ -85,80 +98,50 @@ def known_keys(section: str, config: Configuration | None = None) -> Mapping[str
 def homes() -> Mapping[str, tuple[str, ...]]:
     """Every key and the sections that it may stand in."""
     found: dict[str, list[str]] = {}
-    _homes(TOP, _resolved(schema(_NAME)), found)
+    _homes(TOP, root(), found)
     return {key: tuple(sections) for key, sections in found.items()}
 
 
 def _homes(section: str, rules: Mapping[str, Any], found: dict[str, list[str]]) -> None:
     for key, below in (_keys(section, rules, None) or {}).items():
         found.setdefault(key, []).append(section)
-        _homes(_join(section, key), _resolved(below), found)
+        _homes(join(section, key), resolved(below), found)
 
 
 def _places(node: Section, section: str, rules: Mapping[str, Any], config: Configuration) -> Iterator[Place]:
-    keys = _keys(section, rules, config)
+    keys, any_key = _keys(section, rules, config), rules.get("additionalProperties")
     for member in node.members:
-        path = _join(section, member.key)
-        if keys is None:
+        path = join(section, member.key)
+        if keys is None and not isinstance(any_key, Mapping):
             continue  # a section that takes any key
-        below = _resolved(keys[member.key]) if member.key in keys else None
+        found = any_key if keys is None else keys.get(member.key)
+        below = None if found is None else resolved(found)
         if below is None and section == "optimizer.params":
             continue  # what else an optimizer takes depends on the optimizer
         yield Place(path=path, section=section, member=member, rules=below)
         if below is not None:
-            for inner in _sections(member.node):
-                yield from _places(inner, path, below, config)
+            for inner, inner_rules in _sections(member.node, below):
+                yield from _places(inner, path, inner_rules, config)
 
 
-def _sections(node: Node) -> Iterator[Section]:
+def _sections(node: Node, rules: Mapping[str, Any]) -> Iterator[tuple[Section, Mapping[str, Any]]]:
     if isinstance(node, Section):
-        yield node
+        yield node, rules
     elif isinstance(node, Items):
-        yield from (item for item in node.items if isinstance(item, Section))
+        items = resolved(rules.get("items", {}))
+        yield from ((item, items) for item in node.items if isinstance(item, Section))
 
 
 def _keys(section: str, rules: Mapping[str, Any], config: Configuration | None) -> Mapping[str, Any] | None:
     """The keys of a section; None where any key may stand."""
-    if section == "scheduler.params":
-        return None if config is None else _scheduler_params(config.get("scheduler.type"))
-    if section == "optimizer.params":
-        return rules.get("properties")
-    found = dict(rules.get("properties", {}))
-    found.update(MORE_KEYS.get(section, {}))
-    return found or None
-
-
-def _scheduler_params(name: object) -> Mapping[str, Any] | None:
-    for case in schema(_NAME)["properties"]["scheduler"].get("allOf", ()):
-        if case["if"]["properties"]["type"].get("const") == name:
-            params = case["then"]["properties"]["params"]
-            return params["properties"] if params.get("additionalProperties") is False else None
-    return None
+    return keys_of(section, rules, None if config is None else config.get("scheduler.type"))
 
 
 def required_params(name: object) -> tuple[str, ...]:
     """The arguments without which DeepSpeed cannot make the scheduler ``name``."""
-    for case in schema(_NAME)["properties"]["scheduler"].get("allOf", ()):
-        if case["if"]["properties"]["type"].get("const") == name:
-            return tuple(case["then"]["properties"]["params"].get("required", ()))
-    return ()
+    return tuple((scheduler_branch(name) or {}).get("required", ()))
 
 
 def scheduler_names() -> tuple[str, ...]:
     """The schedulers that the schema knows."""
-    return tuple(schema(_NAME)["properties"]["scheduler"]["properties"]["type"]["enum"])
-
-
-def _resolved(rules: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema that a ``$ref`` points to; of alternatives the one with keys."""
-    if "$ref" in rules:
-        rules = schema(_NAME)["$defs"][rules["$ref"].rpartition("/")[2]]
-    for option in rules.get("anyOf", ()):
-        resolved = _resolved(option)
-        if "properties" in resolved:
-            return {**resolved, "anyOf": rules["anyOf"]}
-    return rules
-
-
-def _join(section: str, key: str) -> str:
-    return f"{section}.{key}" if section else key
+    return tuple(root()["properties"]["scheduler"]["properties"]["type"]["enum"])

@@ -10,6 +10,8 @@ _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([A-Za-z0-9_+-]*)")
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*$")
 #: Languages of blocks that may hold a configuration.
 _LANGUAGES = {"json", "jsonc", "json5", "hjson", ""}
+#: Languages that JSON is shown as for its colours, when it stands in braces.
+_SHOWN_AS = {"yml", "yaml", "js", "javascript"}
 #: A value that says what may stand there, or that something is left out: a template, not a configuration.
 _TEMPLATE = re.compile(r":\s*\[[\w.\"]+\s*\|[^\]\n]*\]|:\s*<[^>\n]+>")
 _LEFT_OUT = re.compile(r"^[ \t]*(\"\.\.\.\"|\.\.\.|…)[ \t]*,?[ \t]*$|(?<=\{)[ \t]*\.\.\.[ \t]*(?=\})", re.MULTILINE)
@@ -36,7 +38,7 @@ def blocks(text: str) -> Iterator[Block]:
         mark = _FENCE.match(line)
         if fence:
             if mark is not None and mark.group(1).startswith(fence) and not line.strip().strip(fence[0]):
-                if language in _LANGUAGES and not _TEMPLATE.search(text, start, offset):
+                if _may_be_json(language, text, start) and not _TEMPLATE.search(text, start, offset):
                     yield _block(text, start, offset, heading)
                 fence = ""
         elif mark is not None:
@@ -44,8 +46,12 @@ def blocks(text: str) -> Iterator[Block]:
         elif title := _HEADING.match(line.rstrip("\r\n")):
             heading = title.group(1)
         offset += len(line)
-    if fence and language in _LANGUAGES:
+    if fence and _may_be_json(language, text, start):
         yield _block(text, start, len(text), heading)
+
+
+def _may_be_json(language: str, text: str, start: int) -> bool:
+    return language in _LANGUAGES or (language in _SHOWN_AS and text[start : start + 200].lstrip().startswith("{"))
 
 
 def _block(text: str, start: int, end: int, heading: str) -> Block:

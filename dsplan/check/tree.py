@@ -1,7 +1,8 @@
-"""A configuration as a tree that remembers where every key and value stands."""
+"""A configuration as a tree that remembers where every key and value stands, and what its reader met."""
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,10 +47,30 @@ class Section:
 
     def member(self, key: str) -> Member | None:
         """The last member called ``key``, which is the one that JSON keeps."""
-        return next((member for member in reversed(self.members) if member.key == key), None)
+        for member in reversed(self.members):
+            if member.key == key:
+                return member
+        return None
 
 
 Node = Scalar | Items | Section
+
+#: Kinds of problems. DeepSpeed's own reader refuses the text, or reads something else than what stands there.
+SYNTAX = "syntax"
+#: DeepSpeed's reader (Hjson) takes it; a JSON parser does not.
+RELAXED = "relaxed"
+#: A key that is given twice in one section.
+TWICE = "twice"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What a reader has to say about the form; ``kind`` is one of the constants above, ``offset`` is in the file."""
+
+    kind: str
+    offset: int
+    message: str
+    instead: str = ""
 
 
 def plain(node: Node) -> Any:
@@ -85,12 +106,15 @@ def scalars(node: Node) -> Iterator[Scalar]:
             yield from scalars(member.node)
 
 
+_LINE_END = re.compile("\n")
+
+
 class Lines:
     """Lines and columns of a text, both counted from 1 and columns in characters."""
 
     def __init__(self, text: str) -> None:
         self._length = len(text)
-        self._starts = [0, *(index + 1 for index, character in enumerate(text) if character == "\n")]
+        self._starts = [0, *(end.end() for end in _LINE_END.finditer(text))]
 
     def position(self, offset: int) -> tuple[int, int]:
         """The line and column of a character; what lies behind the text is at its end."""

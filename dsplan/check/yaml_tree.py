@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from dsplan.check.problem import SYNTAX, Problem
-from dsplan.check.tree import Items, Member, Node, Scalar, Section
+from dsplan.check.tree import SYNTAX, Items, Member, Node, Problem, Scalar, Section
 
 _ENTRY = re.compile(r"(?P<indent> *)(?P<key>\"[^\"]*\"|'[^']*'|[A-Za-z0-9_./-]+)[ \t]*:(?:[ \t]+(?P<value>.*))?$")
 _ITEM = re.compile(r"(?P<indent> *)-(?:[ \t]+(?P<value>.*))?$")

@@ -60,24 +60,25 @@ def check(
     ] = "warning",
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.", rich_help_panel=_OUTPUT)] = False,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Write the renames that are safe, and show them.", rich_help_panel=_OUTPUT)
+        bool, typer.Option("--fix", help="Write the changes that are safe, and show them.", rich_help_panel=_OUTPUT)
     ] = False,
 ) -> int:
     """Find what is wrong in DeepSpeed configurations, with line, column and what to write instead."""
     from dsplan.check.configuration import CONSUMERS, Run
-    from dsplan.check.finding import ERROR, SEVERITIES, WARNING, at_least
+    from dsplan.check.finding import ERROR, NOTE, SEVERITIES, WARNING, at_least
     from dsplan.check.run import check_files
     from dsplan.report.findings import REPORTS
 
+    threshold = choice("--severity", severity, SEVERITIES)
     run = Run(
         consumer=choice("--for", consumer, CONSUMERS),
         world_size=_positive("--world-size", world_size),
         model=_model(model),
         cluster=_cluster(gpu, device_memory, world_size),
         sequence_length=_positive("--seq-len", seq_len),
+        notes=threshold == NOTE,
     )
     report = REPORTS[choice("--format", output_format, REPORTS)]
-    threshold = choice("--severity", severity, SEVERITIES)
     for path in files:
         if not path.exists():
             raise InputError(f"{path}: cannot be read: there is no such file")

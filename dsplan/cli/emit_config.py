@@ -1,20 +1,22 @@
-"""``dsplan emit-config``: the recommended strategy as a DeepSpeed configuration, checked before it is written."""
+"""``dsplan emit-config``: a strategy in the words of its reader, checked before it is written."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsplan.cli.inputs import Inputs, read_inputs
+from dsplan.cli.emit_plan import Chosen, choose_plan
+from dsplan.cli.flags import naming_flags
 from dsplan.cli.options import JsonOption, MachineOptions, ModelOptions, WorkloadOptions
-from dsplan.cli.progress import progress, waiting
-from dsplan.errors import InputError, RunError
+from dsplan.cli.progress import waiting
+from dsplan.errors import InputError, RunError, choice
 
 if TYPE_CHECKING:
-    from dsplan.estimate import Estimate, PlanEstimate
+    from dsplan.dsconfig.versions import VersionChange
 
 _DEFAULT = Path("ds_config.json")
 
@@ -27,72 +29,124 @@ def emit_config(
     strategy: Annotated[
         str | None, typer.Option("--strategy", metavar="NAME", help="This strategy instead of the recommended one.")
     ] = None,
+    format_name: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="Who reads it: deepspeed, hf, accelerate or lightning; launch writes the scripts that start it.",
+        ),
+    ] = "deepspeed",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write it (default ds_config.json).")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write it (default ds_config.json); what belongs to it is written beside it.",
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
-    to_stdout: Annotated[bool, typer.Option("--stdout", help="Print the configuration and write no file.")] = False,
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Improve this configuration, as --format's reader reads it."),
+    ] = None,
+    deepspeed_version: Annotated[
+        str | None,
+        typer.Option(
+            "--deepspeed-version", metavar="X.Y.Z", help="Write it for this release (default: the newest known)."
+        ),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of every value why it is what it is, and what it costs in bytes.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
+    to_stdout: Annotated[bool, typer.Option("--stdout", help="Print the main document and write no file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the recommended strategy, or a named one, as a DeepSpeed configuration."""
-    from dsplan.dsconfig.emit import emit
-    from dsplan.files import write_text
-    from dsplan.report.console import print_document
-    from dsplan.report.emitted import Emitted, emitted_document, print_emitted
+    """Write the recommended strategy, or a named one, for DeepSpeed, HF Trainer, accelerate or Lightning."""
+    from dsplan.dsconfig.formats import FORMATS, render
+    from dsplan.dsconfig.formats.target import Target
+    from dsplan.dsconfig.formats.together import require_targets, write_together
+    from dsplan.dsconfig.resolve import CONSUMERS
+    from dsplan.report.emitted import Emitted, show_emitted
 
     if to_stdout and (output is not None or as_json):
         raise InputError(f"--stdout and {'--json' if as_json else '--output'} contradict each other; give one of them")
-    path = output or _DEFAULT
-    inputs = read_inputs(model, workload, machine, plan=strategy, plan_flag="--strategy")
-    if not to_stdout and path.exists() and not force:
-        # write_text would say so too, but only after the estimate and DeepSpeed's check.
-        raise InputError(f"{path}: exists already; choose another name or overwrite it with --force")
-    estimate = _estimate(inputs)
-    row = estimate.plans[0] if strategy is not None else _recommended(estimate)
-    document = emit(row.plan, inputs.model, inputs.cluster)
-    checked = _check(document, inputs.cluster.world_size)
+    format_name = choice("--format", format_name, FORMATS)
+    # Launch lines are there to be read; a file is made of them only when one is asked for.
+    writes = not to_stdout and (output is not None or format_name != "launch")
+    consumer = format_name if format_name in CONSUMERS else None
+    chosen = choose_plan(model, workload, machine, strategy=strategy, from_file=from_file, consumer=consumer)
+    document = _document(chosen, deepspeed_version)
+    said, changes = _for_version(document, deepspeed_version)
+    emission = render(
+        format_name,
+        Target(
+            plan=chosen.row.plan,
+            model=chosen.inputs.model,
+            cluster=chosen.inputs.cluster,
+            document=said,
+            output=output or _DEFAULT,
+        ),
+    )
+    if writes:
+        # write_together would say so too, but only after DeepSpeed's check.
+        require_targets([file.path for file in emission.files], force=force)
+    # As the newest release has it: an older one may know keys that this one's parser refuses.
+    checked = _check(document, chosen.inputs.cluster.world_size)
     if to_stdout:
-        print_document(document)
+        typer.echo(emission.main, nl=False)
         return
-    write_text(path, json.dumps(document, indent=2) + "\n", force=force)
+    if writes:
+        write_together(emission.files, force=force)
     emitted = Emitted(
-        path=path,
-        document=document,
-        estimate=estimate,
-        row=row,
-        recommended=strategy is None,
+        emission=emission,
+        written=writes,
+        estimate=chosen.estimate,
+        row=chosen.row,
+        recommended=chosen.recommended,
         checked_by_deepspeed=checked,
+        deepspeed_version=deepspeed_version,
+        version_changes=changes,
+        improvement=chosen.improvement,
+        reasons=_reasons(chosen, document) if explain else None,
     )
-    if as_json:
-        print_document(emitted_document(emitted))
-    else:
-        print_emitted(emitted)
+    show_emitted(emitted, as_json=as_json)
 
 
-def _estimate(inputs: Inputs) -> Estimate:
-    from dsplan import estimate as estimator
+def _document(chosen: Chosen, version: str | None) -> dict[str, Any]:
+    """What DeepSpeed of the newest release reads: a file's as it was improved, or the plan's."""
+    from dsplan.dsconfig.emit import COSINE, LINEAR, emit
 
-    with progress("Estimating") as advance:
-        return estimator.estimate(inputs.model, inputs.plans, inputs.cluster, ladder=False, on_progress=advance)
+    if chosen.improvement is not None:
+        return dict(chosen.improvement.resolved)
+    scheduler = COSINE
+    if version is not None:
+        from dsplan.dsconfig.versions import allows
 
-
-def _recommended(estimate: Estimate) -> PlanEstimate:
-    for row in estimate.plans:
-        if row.plan.name == estimate.recommended:
-            return row
-    if estimate.cluster.accelerator is None:
-        raise InputError(
-            "no device to recommend a strategy for; name the device with --gpu or --device-memory, "
-            "or the strategy with --strategy"
-        )
-    shortest = max(estimate.plans, key=lambda row: row.headroom_bytes or 0)
-    raise InputError(
-        f"no strategy fits: {estimate.recommendation_reason}. Nearest: {shortest.plan.name}: {shortest.reason}. "
-        "Give more or larger GPUs, or write one anyway with --strategy"
-    )
+        with naming_flags():
+            scheduler = COSINE if allows("scheduler.type", COSINE, version) else LINEAR
+    return emit(chosen.row.plan, chosen.inputs.model, chosen.inputs.cluster, scheduler=scheduler)
 
 
-def _check(document: dict[str, Any], world_size: int) -> bool:
+def _for_version(
+    document: Mapping[str, Any], version: str | None
+) -> tuple[Mapping[str, Any], tuple[VersionChange, ...]]:
+    if version is None:
+        return document, ()
+    from dsplan.dsconfig.versions import for_version
+
+    with naming_flags():
+        return for_version(document, version)
+
+
+def _reasons(chosen: Chosen, document: Mapping[str, Any]) -> Any:
+    from dsplan.report.reasons import reasons_of
+
+    return reasons_of(chosen.row.plan, chosen.inputs.model, chosen.inputs.cluster, document)
+
+
+def _check(document: Mapping[str, Any], world_size: int) -> bool:
     """Whether DeepSpeed's own parser took ``document``; False when it could not be asked.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dsplan.cli.inputs import read_inputs
-from dsplan.cli.options import DsConfigOption, JsonOption, MachineOptions, ModelOptions, WorkloadOptions
+from dsplan.cli.options import ConsumerOption, DsConfigOption, JsonOption, MachineOptions, ModelOptions, WorkloadOptions
 from dsplan.cli.progress import progress
 
 
@@ -17,6 +17,7 @@ def estimate(
     workload: WorkloadOptions,
     machine: MachineOptions,
     ds_config: DsConfigOption = None,
+    consumer: ConsumerOption = None,
     plan: Annotated[
         str | None, typer.Option("--plan", metavar="NAME", help="Only this plan, such as zero2-ckpt.")
     ] = None,
@@ -28,7 +29,7 @@ def estimate(
     """Compare the GPU and CPU memory of every DeepSpeed strategy and recommend one."""
     from dsplan import estimate as estimator
 
-    inputs = read_inputs(model, workload, machine, ds_config=ds_config, plan=plan)
+    inputs = read_inputs(model, workload, machine, ds_config=ds_config, consumer=consumer, plan=plan)
     with progress("Estimating") as advance:
         result = estimator.estimate(
             inputs.model, inputs.plans, inputs.cluster, explain=explain and as_json, on_progress=advance
@@ -37,14 +38,14 @@ def estimate(
         from dsplan.report.console import print_document
         from dsplan.report.document import estimate_document
 
-        print_document(estimate_document(result, inferred=inputs.inferred))
+        print_document(estimate_document(result, inferred=inputs.inferred, ds_config=inputs.ds_config))
         return
 
     from dsplan.report.console import stdout_console
     from dsplan.report.table import print_estimate
 
     console = stdout_console()
-    print_estimate(console, result, inferred=inputs.inferred)
+    print_estimate(console, result, inferred=inputs.inferred, ds_config=inputs.ds_config)
     if explain:
         from dsplan.report.explain import print_explanation
 

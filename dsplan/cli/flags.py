@@ -29,6 +29,7 @@ FLAGS = {
     "activation_checkpointing": "--activation-checkpointing",
     "accelerator": "--gpu",
     "device memory": "--device-memory",
+    "deepspeed-version": "--deepspeed-version",
     "gpus": "--gpus",
     "nodes": "--nodes",
 }

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsplan.cli.machine_input import read_machine_options
 from dsplan.cli.model_input import read_model_options
 from dsplan.cli.options import MachineOptions, ModelOptions, WorkloadOptions
-from dsplan.cli.plan_input import configured_plan, named_plan, strategy_plans
+from dsplan.cli.plan_input import configuration, named_plan, strategy_plans
+from dsplan.errors import InputError
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
+
+if TYPE_CHECKING:
+    from dsplan.dsconfig.read import DsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +25,14 @@ class Inputs:
 
     Attributes:
         inferred: how the shape came out of a parameter count; None when it was given.
+        ds_config: the configuration that the one plan was read from; None for the strategies.
     """
 
     model: ModelShape
     inferred: str | None
     cluster: Cluster
     plans: tuple[Plan, ...]
+    ds_config: DsConfig | None = None
 
 
 def read_inputs(
@@ -34,6 +41,7 @@ def read_inputs(
     machine: MachineOptions,
     *,
     ds_config: Path | None = None,
+    consumer: str | None = None,
     plan: str | None = None,
     plan_flag: str = "--plan",
 ) -> Inputs:
@@ -44,18 +52,23 @@ def read_inputs(
         workload: how it is trained.
         machine: on what.
         ds_config: a DeepSpeed configuration in place of the strategies.
+        consumer: who hands it to DeepSpeed (``--for``); None is the script itself.
         plan: the one plan to keep; ``plan_flag`` asked for it.
         plan_flag: the flag that messages name.
 
     Raises:
         InputError: an option that is invalid, missing or contradicted by another.
     """
+    if consumer is not None and ds_config is None:
+        raise InputError(f"--for {consumer}: says who reads a DeepSpeed configuration; give one with --ds-config")
     found = read_model_options(model)
     cluster = read_machine_options(machine)
+    read = None
     if ds_config is not None:
-        plans: tuple[Plan, ...] = (configured_plan(ds_config, workload, found.shape, cluster),)
+        read = configuration(ds_config, workload, found.shape, cluster, consumer=consumer)
+        plans: tuple[Plan, ...] = (read.plan,)
     else:
         plans = strategy_plans(workload, found.shape, cluster, machine.nvme_path)
     if plan is not None:
         plans = (named_plan(plans, plan, plan_flag),)
-    return Inputs(model=found.shape, inferred=found.inferred, cluster=cluster, plans=plans)
+    return Inputs(model=found.shape, inferred=found.inferred, cluster=cluster, plans=plans, ds_config=read)

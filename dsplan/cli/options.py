@@ -192,4 +192,14 @@ DsConfigOption = Annotated[
         "--ds-config", metavar="FILE", help="Estimate exactly this DeepSpeed configuration.", show_default=False
     ),
 ]
+ConsumerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="WHO",
+        help='Who hands the --ds-config file to DeepSpeed and fills in its "auto": deepspeed (a script; the default), '
+        "hf, accelerate or lightning.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsplan.cli.flags import naming_flags
 from dsplan.cli.options import WorkloadOptions
@@ -59,34 +60,44 @@ def named_plan(plans: tuple[Plan, ...], name: str, flag: str) -> Plan:
     return next(plan for plan in plans if plan.name == found)
 
 
-def configured_plan(path: Path, options: WorkloadOptions, model: ModelShape, cluster: Cluster) -> Plan:
-    """Exactly the plan of the DeepSpeed configuration in ``path``; see :func:`configuration`."""
-    return configuration(path, options, model, cluster).plan
-
-
 def configuration(
-    path: Path, options: WorkloadOptions, model: ModelShape, cluster: Cluster, *, dry_run: bool = False
+    path: Path,
+    options: WorkloadOptions,
+    model: ModelShape,
+    cluster: Cluster,
+    *,
+    dry_run: bool = False,
+    consumer: str | None = None,
+    training_steps: int | None = None,
+    document: Mapping[str, Any] | None = None,
 ) -> DsConfig:
     """The DeepSpeed configuration in ``path``; for ``dry_run`` also with what only a dry run covers.
 
     The options give what the file leaves to the script: the sequence, how the model checkpoints, and an
-    optimizer or batch sizes that are not in it.
+    optimizer or batch sizes that are not in it. Where ``consumer`` (``--for``) hands the file to DeepSpeed, they
+    are the arguments from which it fills in the rest; ``training_steps`` is another. ``document`` is read in place of
+    what is in the file.
 
     Raises:
         InputError: the file is refused, or an option contradicts it.
     """
     from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH
     from dsplan.dsconfig.document import load_document
-    from dsplan.dsconfig.read import read_ds_config
+    from dsplan.dsconfig.read import read_document
+    from dsplan.dsconfig.resolve import CONSUMERS, DEEPSPEED, Script
 
     micro = _positive(options.micro_batch_size, "--micro-batch-size")
     steps = _positive(options.gradient_accumulation_steps, "--gradient-accumulation-steps")
     precision, optimizer = _precision(options), _optimizer(options)
     sequence_length, kind = _sequence_length(options, model), _checkpointing(options)
-    document = load_document(path)
-    without_batch = TRAIN_BATCH not in document and MICRO_BATCH not in document
-    found = read_ds_config(
-        path,
+    consumer = choice("--for", consumer or DEEPSPEED, CONSUMERS)
+    document = load_document(path) if document is None else document
+    # A framework fills in what it fills in, and DeepSpeed stops at the rest; a script has its own ways.
+    scripted = consumer == DEEPSPEED
+    without_batch = scripted and TRAIN_BATCH not in document and MICRO_BATCH not in document
+    found = read_document(
+        document,
+        path=path,
         world_size=cluster.world_size,
         sequence_length=sequence_length,
         activation_checkpointing=kind,
@@ -94,6 +105,14 @@ def configuration(
         micro_batch_size=micro if without_batch else None,
         gradient_accumulation_steps=steps if without_batch and ACCUMULATION not in document else None,
         dry_run=dry_run,
+        consumer=consumer,
+        script=Script(
+            model=model,
+            micro_batch_size=micro,
+            gradient_accumulation_steps=steps,
+            precision=precision,
+            training_steps=training_steps,
+        ),
     )
     workload = found.workload
     for flag, given, read in (

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from dsplan.cli.options import JsonOption, ModelOptions, WorkloadOptions
+from dsplan.cli.options import ConsumerOption, JsonOption, ModelOptions, WorkloadOptions
 from dsplan.cli.verify_options import DryRunOptions, RunOptions
 from dsplan.errors import EXIT_OK, EXIT_PREDICTION_MISSED, InputError, RunError
 
@@ -46,6 +46,7 @@ def verify(
         bool,
         typer.Option("--force", help="Overwrite the file; dry-run also with untested versions of torch and DeepSpeed."),
     ] = False,
+    consumer: ConsumerOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Run a few DeepSpeed steps and hold the prediction against what they took.
@@ -85,7 +86,7 @@ def verify(
         raise InputError(f"--keep-logs: {keep_logs} is not a folder")
     for target in dry.events or ():
         require_kind(target, force=force)
-    job = replace(read_job(model, workload, run, dry), force=force, events=bool(dry.events))
+    job = replace(read_job(model, workload, run, dry, consumer=consumer), force=force, events=bool(dry.events))
     require_run_extra()
     typer.echo(f"dsplan: {describe(job)}", err=True)
     with _logs(keep_logs) as folder:

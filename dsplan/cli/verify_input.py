@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from dsplan.catalogue import preset
 from dsplan.cli.dry_run_input import allocator_text, choose, dry_rank
 from dsplan.cli.model_input import read_model_options
@@ -35,8 +37,17 @@ if TYPE_CHECKING:
 _CHECKPOINTED = "-ckpt"
 
 
-def read_job(model: ModelOptions, workload: WorkloadOptions, run: RunOptions, dry: DryRunOptions) -> Job:
+def read_job(
+    model: ModelOptions,
+    workload: WorkloadOptions,
+    run: RunOptions,
+    dry: DryRunOptions,
+    *,
+    consumer: str | None = None,
+) -> Job:
     """The job; without a model flag it is a small model that two CPU cores train in seconds.
+
+    What ``consumer`` (``--for``) fills in of ``--ds-config``, and what flags set, is said on standard error.
 
     Raises:
         InputError: an option that is invalid or contradicted by another, or what cannot be predicted.
@@ -47,31 +58,54 @@ def read_job(model: ModelOptions, workload: WorkloadOptions, run: RunOptions, dr
         if count is not None:
             require_positive(flag, count)
     cap = None if run.cap is None else parse_size(run.cap, "--cap")
+    if consumer is not None and run.ds_config is None:
+        raise InputError(f"--for {consumer}: says who reads a DeepSpeed configuration; give one with --ds-config")
+    read: DsConfig | None = None
     if dry.against is None:
-        job = _job(model, workload, run, dry, wanted)
+        job, read = _job(model, workload, run, dry, wanted, consumer)
     else:
         job = job_against(dry.against, dry, wanted, given_flags(model) + given_flags(workload) + given_flags(run))
     job = replace(job, memory_cap_bytes=cap)
     if not job.device.is_dry:
         _require_nvme(job.name, job.ds_config)
     require_verifiable(job)
+    if read is not None:
+        for filled in (*read.inferred, *read.overrides):
+            typer.echo(f"dsplan: {filled}", err=True)
     return job
 
 
-def _job(model: ModelOptions, workload: WorkloadOptions, run: RunOptions, dry: DryRunOptions, wanted: str) -> Job:
+def _job(
+    model: ModelOptions,
+    workload: WorkloadOptions,
+    run: RunOptions,
+    dry: DryRunOptions,
+    wanted: str,
+    consumer: str | None,
+) -> tuple[Job, DsConfig | None]:
+    """The job, and the configuration that it was read from."""
     data = choice("--data", run.data or DEFAULT_DATA, DATA)
     device = choose(dry, wanted)
     ranks = run.gpus or device.default_ranks
     cluster = Cluster(accelerator=device.accelerator, gpus_per_node=ranks)
     is_default = not given_flags(model)
     against: Plan | NotCovered
+    found: DsConfig | None = None
     shape = default_model() if is_default else read_model_options(model).shape
     if run.ds_config is not None:
         if run.strategy is not None:
             raise InputError(
                 f"--strategy {run.strategy} and --ds-config {run.ds_config} contradict each other; give one of them"
             )
-        found = configuration(run.ds_config, workload, shape, cluster, dry_run=device.is_dry)
+        found = configuration(
+            run.ds_config,
+            workload,
+            shape,
+            cluster,
+            dry_run=device.is_dry,
+            consumer=consumer,
+            training_steps=run.steps or DEFAULT_STEPS,
+        )
         plan, trained = found.plan, found.workload
         ds_config = _document(found, shape, cluster)
         against = NotCovered(settings=found.not_modelled) if found.not_modelled else plan
@@ -80,7 +114,7 @@ def _job(model: ModelOptions, workload: WorkloadOptions, run: RunOptions, dry: D
         plan = with_small_buckets(plan, shape) if is_default else plan
         ds_config = _emitted(plan, shape, cluster)
         against, trained = plan, plan.workload
-    return Job(
+    job = Job(
         name=plan.name,
         model=shape,
         workload=trained,
@@ -93,6 +127,7 @@ def _job(model: ModelOptions, workload: WorkloadOptions, run: RunOptions, dry: D
         rank=dry_rank(dry.rank, shape, plan, device.accelerator, ranks) if device.is_dry else None,
         allocator=allocator_text(dry.alloc_conf, device) if device.is_dry else "",
     )
+    return job, found
 
 
 def describe(job: Job) -> str:

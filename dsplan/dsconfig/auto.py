@@ -2,6 +2,7 @@
 
 DeepSpeed itself drops ``"auto"`` in its pydantic sections, so that ``"fp16": {"enabled": "auto"}``
 trains in fp32 (``runtime/config_utils.py``, ``DeepSpeedConfigModel.__init__``).
+:mod:`dsplan.dsconfig.resolve` fills it in as they do.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dsplan.errors import InputError
+
+AUTO = "auto"
 
 #: Keys where DeepSpeed itself knows the word.
 _OWN_MEANING = frozenset(
@@ -21,11 +24,20 @@ _OWN_MEANING = frozenset(
         "expert_parallel.row_weighting_impl",
     }
 )
+#: Sections in which it is a value like any other (``zenflow_config.py``).
+_OWN_SECTIONS = ("zero_optimization.zenflow.",)
 
 
 def auto_keys(document: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of the keys whose value is ``"auto"`` and that DeepSpeed cannot resolve."""
-    return list(_auto_keys(document, prefix))
+    return [
+        key for key in every_auto(document, prefix) if key not in _OWN_MEANING and not key.startswith(_OWN_SECTIONS)
+    ]
+
+
+def every_auto(document: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all keys whose value is ``"auto"``, DeepSpeed's own words among them."""
+    return list(_every_auto(document, prefix))
 
 
 def require_no_auto(document: Mapping[str, Any]) -> None:
@@ -33,15 +45,15 @@ def require_no_auto(document: Mapping[str, Any]) -> None:
     keys = auto_keys(document)
     if keys:
         raise InputError(
-            f'"auto" in {", ".join(keys)}: only Hugging Face\'s Trainer and accelerate resolve it, from arguments that '
-            "are not in this file; give the value"
+            f'"auto" in {", ".join(keys)}: only Hugging Face\'s Trainer and accelerate resolve it, from arguments '
+            "that are not in this file; give the value, or say with --for (hf, accelerate) which of them reads the file"
         )
 
 
-def _auto_keys(section: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def _every_auto(section: Mapping[str, Any], prefix: str) -> Iterator[str]:
     for key, value in section.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _auto_keys(value, f"{name}.")
-        elif value == "auto" and name not in _OWN_MEANING:
+            yield from _every_auto(value, f"{name}.")
+        elif value == AUTO:
             yield name

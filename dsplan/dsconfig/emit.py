@@ -20,6 +20,8 @@ from dsplan.zero import OffloadOptimizer, OffloadParam, ZeroConfig
 
 #: The folder of DeepSpeed's NVMe examples.
 NVME_PATH = "/local_nvme"
+#: Learning rates after the warm-up: along a cosine, or along a line as older releases have it.
+COSINE, LINEAR = "WarmupCosineLR", "WarmupDecayLR"
 
 _OFFLOAD = ("offload_optimizer", "offload_param")
 #: Keys that say something at a stage even when they hold the default.
@@ -66,6 +68,7 @@ def emit(
     total_num_steps: int = 10_000,
     warmup_num_steps: int | None = None,
     nvme_path: str = NVME_PATH,
+    scheduler: str = COSINE,
 ) -> dict[str, Any]:
     """The DeepSpeed configuration of ``plan`` for ``model`` on ``cluster``.
 
@@ -79,6 +82,7 @@ def emit(
         total_num_steps: optimizer steps of the schedule.
         warmup_num_steps: optimizer steps of warm-up; a hundredth of the total when not given.
         nvme_path: folder for offload to NVMe where the plan names none.
+        scheduler: ``WarmupCosineLR``, or ``WarmupDecayLR`` (linear) for releases that lack it.
 
     Raises:
         InputError: a number of steps below 1, more warm-up than steps, or torch_adam with an
@@ -98,16 +102,7 @@ def emit(
         "gradient_accumulation_steps": steps,
         **_precision(workload.precision),
         "optimizer": _optimizer(plan),
-        "scheduler": {
-            "type": "WarmupCosineLR",
-            "params": {
-                "total_num_steps": total_num_steps,
-                "warmup_num_steps": warmup,
-                "warmup_min_ratio": 0.0,
-                "warmup_type": "linear",
-                "cos_min_ratio": 0.1,
-            },
-        },
+        "scheduler": _scheduler(scheduler, plan, total_num_steps, warmup),
         "gradient_clipping": plan.gradient_clipping,
         "zero_optimization": _zero(zero),
     }
@@ -146,6 +141,16 @@ def _precision(precision: str) -> dict[str, Any]:
         }
     # Absent, Hugging Face's Trainer would take fp16 for meant.
     return {"fp16": {"enabled": False}}
+
+
+def _scheduler(name: str, plan: Plan, total_num_steps: int, warmup_num_steps: int) -> dict[str, Any]:
+    params: dict[str, Any] = {"total_num_steps": total_num_steps, "warmup_num_steps": warmup_num_steps}
+    if name == COSINE:
+        params |= {"warmup_min_ratio": 0.0, "warmup_type": "linear", "cos_min_ratio": 0.1}
+    else:  # it does not take its highest rate from the optimizer (runtime/lr_schedules.py)
+        highest = _optimizer(plan)["params"]["lr"]
+        params |= {"warmup_min_lr": 0.0, "warmup_max_lr": highest, "warmup_type": "linear"}
+    return {"type": name, "params": params}
 
 
 def _optimizer(plan: Plan) -> dict[str, Any]:

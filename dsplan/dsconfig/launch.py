@@ -1,96 +1,82 @@
-"""How to start a job with an emitted configuration: the launcher's line and three integrations."""
+"""How to start a job: the lines of DeepSpeed's launcher and of torchrun, and the hostfile of several nodes."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from dsplan.hardware import Cluster
 
+SCRIPT = "train.py"
 HOSTFILE = "hostfile"
+#: The port that torch and DeepSpeed's launcher take where none is given.
+PORT = 29500
 
 
-def launch_command(cluster: Cluster, script: str = "train.py", config_path: str = "ds_config.json") -> str:
-    """The ``deepspeed`` launcher's line (DeepSpeed ``launcher/runner.py``).
+def node_names(cluster: Cluster) -> list[str]:
+    """``node-0``, ``node-1`` …: placeholders, since a plan does not know what the machines are called."""
+    return [f"node-{number}" for number in range(cluster.num_nodes)]
+
+
+def placeholder_note(cluster: Cluster) -> str:
+    """The sentence that says which names are placeholders; empty on one node, where there are none."""
+    names = node_names(cluster)
+    if len(names) == 1:
+        return ""
+    shown = f"{names[0]} and {names[1]} are" if len(names) == 2 else f"{names[0]} to {names[-1]} are"
+    return f"{shown} placeholders: write the names or addresses of your machines in their place."
+
+
+def config_arguments(config_path: str) -> list[str]:
+    """What a script takes that calls ``deepspeed.add_config_arguments`` (DeepSpeed ``__init__.py``)."""
+    return ["--deepspeed", "--deepspeed_config", config_path]
+
+
+def launch_command(
+    cluster: Cluster, script: str = SCRIPT, config_path: str = "ds_config.json", *, hostfile: str = HOSTFILE
+) -> str:
+    """The ``deepspeed`` launcher's line for a script that takes DeepSpeed's own arguments."""
+    return deepspeed_line(cluster, script, config_arguments(config_path), hostfile=hostfile)
+
+
+def deepspeed_line(
+    cluster: Cluster, script: str, arguments: Sequence[str], *, hostfile: str = HOSTFILE, local_rank: bool = True
+) -> str:
+    """The ``deepspeed`` launcher's line (DeepSpeed ``launcher/runner.py``, ``parse_args``).
 
     Several nodes need a hostfile with one line ``HOST slots=GPUS`` a node.
+
+    Args:
+        cluster: nodes and GPUs of each.
+        script: the training script.
+        arguments: what it takes.
+        hostfile: path of the hostfile; not used on one node.
+        local_rank: whether the launcher adds ``--local_rank=N`` to the arguments, as it does by itself
+            (``launcher/launch.py``); a script that does not know the option stops at it.
     """
     words = ["deepspeed"]
     if cluster.num_nodes > 1:
-        words += ["--hostfile", HOSTFILE, "--num_nodes", str(cluster.num_nodes)]
-    words += ["--num_gpus", str(cluster.gpus_per_node), script, "--deepspeed", "--deepspeed_config", config_path]
-    return shlex.join(words)
+        words += ["--hostfile", hostfile, "--num_nodes", str(cluster.num_nodes)]
+    words += ["--num_gpus", str(cluster.gpus_per_node)]
+    if not local_rank:
+        words.append("--no_local_rank")
+    return shlex.join([*words, script, *arguments])
 
 
-def integrations(
-    document: Mapping[str, Any], cluster: Cluster, script: str = "train.py", config_path: str = "ds_config.json"
-) -> list[tuple[str, str]]:
-    """(name, snippet) for each framework that takes the file ``document`` was written to.
-
-    Hugging Face's Trainer compares its own arguments with the file and stops when they differ
-    (transformers ``integrations/deepspeed.py``, ``fill_match``), so the snippet repeats the values.
-    """
-    return [
-        ("Hugging Face Trainer", _trainer(document, config_path)),
-        ("accelerate", _accelerate(document, cluster, script, config_path)),
-        ("Lightning", _lightning(document, cluster, config_path)),
-    ]
+def torchrun_line(cluster: Cluster, script: str, arguments: Sequence[str]) -> str:
+    """torchrun's line (torch ``distributed/run.py``); several nodes each run it, with the same endpoint."""
+    if cluster.num_nodes == 1:
+        words = ["torchrun", "--standalone", f"--nproc-per-node={cluster.gpus_per_node}"]
+    else:
+        words = [
+            *("torchrun", f"--nnodes={cluster.num_nodes}", f"--nproc-per-node={cluster.gpus_per_node}"),
+            *("--rdzv-id=train", "--rdzv-backend=c10d", f"--rdzv-endpoint={node_names(cluster)[0]}:{PORT}"),
+        ]
+    return shlex.join([*words, script, *arguments])
 
 
-def _trainer(document: Mapping[str, Any], config_path: str) -> str:
-    optimizer = document.get("optimizer", {}).get("params", {})
-    schedule = document.get("scheduler", {}).get("params", {})
-    arguments: dict[str, Any] = {
-        "deepspeed": config_path,
-        "per_device_train_batch_size": document["train_micro_batch_size_per_gpu"],
-        "gradient_accumulation_steps": document["gradient_accumulation_steps"],
-        "max_grad_norm": document.get("gradient_clipping", 1.0),
-    }
-    precision = _precision(document)
-    if precision != "fp32":
-        arguments[precision] = True
-    for argument, section, key in (
-        ("learning_rate", optimizer, "lr"),
-        ("adam_epsilon", optimizer, "eps"),
-        ("weight_decay", optimizer, "weight_decay"),
-        ("max_steps", schedule, "total_num_steps"),
-        ("warmup_steps", schedule, "warmup_num_steps"),
-    ):
-        if key in section:
-            arguments[argument] = section[key]
-    if "betas" in optimizer:
-        arguments["adam_beta1"], arguments["adam_beta2"] = optimizer["betas"]
-    return f"TrainingArguments({_keywords(arguments)}, ...)"
-
-
-def _accelerate(document: Mapping[str, Any], cluster: Cluster, script: str, config_path: str) -> str:
-    words = ["accelerate", "launch", "--use_deepspeed", "--deepspeed_config_file", config_path]
-    words += ["--num_processes", str(cluster.world_size)]
-    if cluster.num_nodes > 1:
-        words += ["--num_machines", str(cluster.num_nodes), "--deepspeed_hostfile", HOSTFILE]
-    note = "accelerate.utils.DummyOptim and DummyScheduler stand in for those of the file"
-    return f"{shlex.join([*words, script])}  # {note}" if "optimizer" in document else shlex.join([*words, script])
-
-
-def _lightning(document: Mapping[str, Any], cluster: Cluster, config_path: str) -> str:
-    """Lightning refuses the key and sets it itself (``DeepSpeedStrategy._format_batch_size_and_grad_accum_config``)."""
-    precision = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}[_precision(document)]
-    arguments = {
-        "devices": cluster.gpus_per_node,
-        "num_nodes": cluster.num_nodes,
-        "precision": precision,
-        "accumulate_grad_batches": document["gradient_accumulation_steps"],
-    }
-    return (
-        f'config = json.loads(Path({config_path!r}).read_text()); del config["gradient_accumulation_steps"]; '
-        f"Trainer(strategy=DeepSpeedStrategy(config=config), {_keywords(arguments)})"
-    )
-
-
-def _precision(document: Mapping[str, Any]) -> str:
-    return next((name for name in ("bf16", "fp16") if document.get(name, {}).get("enabled")), "fp32")
-
-
-def _keywords(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+def hostfile_text(cluster: Cluster) -> str:
+    """The hostfile, one line a node (DeepSpeed ``launcher/runner.py``, ``_parse_hostfile``, which skips comments)."""
+    note = placeholder_note(cluster)
+    lines = [f"{name} slots={cluster.gpus_per_node}" for name in node_names(cluster)]
+    return "\n".join([*([f"# {note}"] if note else []), *lines]) + "\n"

@@ -1,23 +1,24 @@
 """Reading a DeepSpeed configuration into a :class:`Plan`, as DeepSpeed 0.19.8 reads it.
 
 What DeepSpeed ignores or corrects without a word (misspelled keys, ``"auto"``, strings for numbers)
-and what the formulas do not model is an error here: the estimate of a file is right or refused.
+and what the formulas do not model is an error here: the estimate of a file is right or refused. Where a
+framework hands the file to DeepSpeed, it is read as that framework completes it (:mod:`dsplan.dsconfig.resolve`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsplan.dsconfig.auto import require_no_auto
 from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH, resolve_batch_sizes
 from dsplan.dsconfig.document import load_document
 from dsplan.dsconfig.not_modelled import require_modelled
 from dsplan.dsconfig.optimizer_section import optimizer_of
 from dsplan.dsconfig.precision_section import precision_of, with_current_names
 from dsplan.dsconfig.removed import require_not_removed
+from dsplan.dsconfig.resolve import DEEPSPEED, Filled, Script, resolve
 from dsplan.dsconfig.schema import validate
 from dsplan.dsconfig.zero_section import zero_config
 from dsplan.errors import InputError, require_positive
@@ -46,7 +47,10 @@ class DsConfig:
         scheduler: the ``scheduler`` section, or None.
         activation_checkpointing: the section of that name, or None. It only sets options: the model
             has to call ``deepspeed.checkpointing.checkpoint``.
-        document: the file as it is, with the overrides.
+        document: what DeepSpeed gets: the file, with what is filled in and the overrides.
+        consumer: who hands the file to DeepSpeed.
+        inferred: what that framework filled in: ``"auto"`` and what the file leaves out.
+        overrides: what flags set in place of the file, or because it has nothing there.
     """
 
     path: Path
@@ -59,6 +63,9 @@ class DsConfig:
     scheduler: Mapping[str, Any] | None
     activation_checkpointing: Mapping[str, Any] | None
     document: Mapping[str, Any]
+    consumer: str = DEEPSPEED
+    inferred: tuple[Filled, ...] = ()
+    overrides: tuple[Filled, ...] = ()
 
 
 def read_ds_config(
@@ -71,6 +78,8 @@ def read_ds_config(
     micro_batch_size: int | None = None,
     gradient_accumulation_steps: int | None = None,
     dry_run: bool = False,
+    consumer: str = DEEPSPEED,
+    script: Script | None = None,
 ) -> DsConfig:
     """Read ``path`` for ``world_size`` data-parallel ranks.
 
@@ -85,16 +94,50 @@ def read_ds_config(
         micro_batch_size: in place of the file's; train_batch_size is then computed anew.
         gradient_accumulation_steps: in place of the file's, likewise.
         dry_run: let pass what the formulas do not model and a dry run covers.
+        consumer: who hands the file to DeepSpeed, one of :data:`dsplan.dsconfig.resolve.CONSUMERS`.
+        script: what the script tells that framework, from which it fills in ``"auto"``.
 
     Raises:
-        InputError: the file cannot be read; DeepSpeed would refuse it; it has unknown keys, wrong
-            types or ``"auto"``; or a setting changes memory and is not modelled yet.
+        InputError: the file cannot be read; the consumer or DeepSpeed would refuse it; it has unknown
+            keys, wrong types or ``"auto"`` that nobody fills in; or a setting changes memory and is not
+            modelled yet.
     """
     path = Path(path)
+    return read_document(
+        load_document(path),
+        path=path,
+        world_size=world_size,
+        sequence_length=sequence_length,
+        activation_checkpointing=activation_checkpointing,
+        optimizer=optimizer,
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        dry_run=dry_run,
+        consumer=consumer,
+        script=script,
+    )
+
+
+def read_document(
+    given: Mapping[str, Any],
+    *,
+    path: Path,
+    world_size: int,
+    sequence_length: int = 1024,
+    activation_checkpointing: str | None = None,
+    optimizer: str | None = None,
+    micro_batch_size: int | None = None,
+    gradient_accumulation_steps: int | None = None,
+    dry_run: bool = False,
+    consumer: str = DEEPSPEED,
+    script: Script | None = None,
+) -> DsConfig:
+    """As :func:`read_ds_config`, of what is in the file or would be: ``path`` is the name that messages give it."""
     require_positive("world_size", world_size)
-    document = _override(load_document(path), micro_batch_size, gradient_accumulation_steps)
     try:
-        return _read(
+        document = _override(given, micro_batch_size, gradient_accumulation_steps)
+        document, inferred = resolve(document, consumer, script or Script(), world_size)
+        found = _read(
             path=path,
             document=document,
             world_size=world_size,
@@ -105,6 +148,8 @@ def read_ds_config(
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    overrides = tuple(_overrides(given, found, micro_batch_size, gradient_accumulation_steps, optimizer))
+    return replace(found, consumer=consumer.casefold(), inferred=inferred, overrides=overrides)
 
 
 def _read(
@@ -118,7 +163,6 @@ def _read(
     dry_run: bool,
 ) -> DsConfig:
     require_not_removed(document)
-    require_no_auto(document)
     mistakes = validate(document)
     if mistakes:
         raise InputError("; ".join(mistakes))
@@ -161,7 +205,7 @@ def _read(
     )
 
 
-def _override(document: dict[str, Any], micro_batch: int | None, steps: int | None) -> dict[str, Any]:
+def _override(document: Mapping[str, Any], micro_batch: int | None, steps: int | None) -> dict[str, Any]:
     changed = dict(document)
     for key, value in ((MICRO_BATCH, micro_batch), (ACCUMULATION, steps)):
         if value is not None:
@@ -170,3 +214,23 @@ def _override(document: dict[str, Any], micro_batch: int | None, steps: int | No
             # The total follows from the parts; the file's belongs to its own parts.
             changed.pop(TRAIN_BATCH, None)
     return changed
+
+
+def _overrides(
+    given: Mapping[str, Any], found: DsConfig, micro_batch: int | None, steps: int | None, optimizer: str | None
+) -> Iterator[Filled]:
+    """What the flags changed of ``given``, which is the file as it stands."""
+    why = {True: "in place of the file's", False: "the file has none"}
+    for key, value, flag in (
+        (MICRO_BATCH, micro_batch, "--micro-batch-size"),
+        (ACCUMULATION, steps, "--gradient-accumulation-steps"),
+    ):
+        if value is not None and value != given.get(key):
+            yield Filled(key=key, before=given.get(key), value=value, why=why[key in given], by=flag)
+    before = given.get(TRAIN_BATCH)
+    if (micro_batch or steps) and before not in (None, found.train_batch_size):
+        flag = "--micro-batch-size" if micro_batch else "--gradient-accumulation-steps"
+        value = found.train_batch_size
+        yield Filled(key=TRAIN_BATCH, before=before, value=value, why="computed anew", by=flag)
+    if optimizer is not None and "optimizer" not in given:
+        yield Filled(key="optimizer", before=None, value=optimizer, why="the script passes it", by="--optimizer")

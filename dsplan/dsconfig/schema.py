@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dsplan.dsconfig import DEEPSPEED_VERSION
+from dsplan.dsconfig.removed import removed_keys
+from dsplan.dsconfig.schema_keys import SCHEMA_NAME
 from dsplan.errors import nearest
 from dsplan.schemas import schema
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
-SCHEMA_NAME = "deepspeed_config"
 _TOP = "the top level"
 
 _TYPE_WORDS = {
@@ -71,7 +72,10 @@ def _lines(error: ValidationError) -> Iterator[str]:
 def _unknown_key(path: str, key: str, known: Mapping[str, Any]) -> str:
     homes = [name for name, rules in _sections() if key in rules and name != (path or _TOP)]
     near = nearest(key, known, limit=1)
-    if homes:
+    renamed = removed_keys().get(_join(path, key))
+    if renamed is not None and renamed.ignored is not None:
+        hint = f"since {renamed.ignored} it is {renamed.instead}"
+    elif homes:
         hint = f"it belongs in {' or '.join(homes)}"
     elif near:
         hint = f"did you mean {near[0]}?"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsplan import __version__
 from dsplan.dsconfig.emit import emit
@@ -13,13 +13,19 @@ from dsplan.ledger import PhaseMemory
 from dsplan.model import ModelShape
 from dsplan.workload import Workload
 
+if TYPE_CHECKING:
+    from dsplan.dsconfig.read import DsConfig
+    from dsplan.dsconfig.resolve import Filled
+
 #: Raised when a key changes its meaning or goes; a new key does not raise it.
 SCHEMA_VERSION = 1
 
 
-def estimate_document(estimate: Estimate, *, inferred: str | None = None) -> dict[str, Any]:
-    """The whole estimate; a plan has ``terms`` when it was explained."""
-    return {
+def estimate_document(
+    estimate: Estimate, *, inferred: str | None = None, ds_config: DsConfig | None = None
+) -> dict[str, Any]:
+    """The whole estimate; a plan has ``terms`` when it was explained, a configuration what it was completed with."""
+    document = {
         "schema_version": SCHEMA_VERSION,
         "dsplan_version": __version__,
         "model": _model(estimate.model, inferred),
@@ -29,6 +35,18 @@ def estimate_document(estimate: Estimate, *, inferred: str | None = None) -> dic
         "recommended": estimate.recommended,
         "recommendation_reason": estimate.recommendation_reason,
     }
+    if ds_config is not None:
+        document["ds_config"] = {
+            "path": str(ds_config.path),
+            "consumer": ds_config.consumer,
+            "inferred": [_filled(filled) for filled in ds_config.inferred],
+            "overrides": [_filled(filled) for filled in ds_config.overrides],
+        }
+    return document
+
+
+def _filled(filled: Filled) -> dict[str, Any]:
+    return asdict(filled)
 
 
 def _model(model: ModelShape, inferred: str | None) -> dict[str, Any]:

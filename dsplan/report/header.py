@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.units import format_bytes
 from dsplan.workload import Workload
 
+if TYPE_CHECKING:
+    from dsplan.dsconfig.read import DsConfig
+
 
 def header_lines(model: ModelShape, workload: Workload, cluster: Cluster, inferred: str | None) -> list[str]:
     """What is planned: model (with what was inferred), workload, machine."""
     return [_model(model, inferred), _workload(workload, cluster), _machine(cluster)]
+
+
+def filled_lines(config: DsConfig) -> list[str]:
+    """What the file was completed with before it was planned: by the framework that reads it, or by flags."""
+    sources: dict[str, list[str]] = {}
+    for filled in (*config.inferred, *config.overrides):
+        sources.setdefault(filled.source, []).append(f"  {filled.change}")
+    return [line for source, lines in sources.items() for line in (f"{config.path.name}, completed {source}:", *lines)]
 
 
 def _model(model: ModelShape, inferred: str | None) -> str:

@@ -6,20 +6,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dsplan.estimate import DOES_NOT_FIT, FITS, TIGHT, DeviceEstimate, Estimate, PlanEstimate
-from dsplan.report.header import header_lines
+from dsplan.report.header import filled_lines, header_lines
 from dsplan.units import GIB, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from dsplan.dsconfig.read import DsConfig
+
 #: Columns of a terminal from which on the moment of the peak is shown too.
 WIDE = 110
 
 
-def print_estimate(console: Console, estimate: Estimate, *, inferred: str | None = None) -> None:
+def print_estimate(
+    console: Console, estimate: Estimate, *, inferred: str | None = None, ds_config: DsConfig | None = None
+) -> None:
     """Print the whole comparison; it fits 80 columns and reads the same without colour."""
     for line in header_lines(estimate.model, estimate.plans[0].plan.workload, estimate.cluster, inferred):
+        console.print(line)
+    for line in filled_lines(ds_config) if ds_config is not None else ():
         console.print(line)
     console.print()
     console.print(comparison_table(estimate, wide=console.width >= WIDE))

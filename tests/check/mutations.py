@@ -33,12 +33,21 @@ VALUES: tuple[Any, ...] = (
 
 def valid() -> list[Path]:
     """The configurations that DeepSpeed takes by itself."""
-    return [path for path in sorted((CONFIGS / "valid").glob("*.json")) if not path.name.startswith("hf_")]
+    return [path for path in _in_valid("*.json") if not path.name.startswith(("hf_", "accelerate_"))]
 
 
 def for_hf() -> list[Path]:
     """The configurations that Hugging Face's Trainer completes."""
-    return sorted((CONFIGS / "valid").glob("hf_*.json"))
+    return _in_valid("hf_*.json")
+
+
+def for_accelerate() -> list[Path]:
+    """The configurations that accelerate completes, and its own files."""
+    return _in_valid("accelerate_*")
+
+
+def _in_valid(pattern: str) -> list[Path]:
+    return sorted((CONFIGS / "valid").glob(pattern))
 
 
 def mutated(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:

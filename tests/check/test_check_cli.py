@@ -51,7 +51,7 @@ def test_warnings_fail_only_when_strict(capsys: pytest.CaptureFixture[str]) -> N
     code, out, _ = run(capsys, OFFLOAD, CLIPPING, "--severity", "error")
     assert code == 1
     assert "DS401" not in out
-    assert "1 error, 1 warning (1 not shown; see --severity)." in out
+    assert "1 error, 1 warning, 1 note (2 not shown; see --severity)." in out
 
 
 def test_bad_input_is_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_json_is_valid_under_its_schema(capsys: pytest.CaptureFixture[str]) -> N
     document = json.loads(out)
     jsonschema.validate(document, schema("check"))
     assert [finding["rule"] for finding in document["findings"]] == ["DS101", "DS401"]
-    assert document["counts"] == {"error": 1, "warning": 1, "note": 0}
+    assert document["counts"] == {"error": 1, "warning": 1, "note": 1}
 
 
 def test_github_puts_findings_at_their_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +105,22 @@ def test_fix_writes_what_is_safe_and_shows_it(capsys: pytest.CaptureFixture[str]
     assert '+  "gradient_clipping": 0.5,' in err
     assert "DS101: unknown key no_such_thing" in out
     assert run(capsys, path, "--fix")[2] == ""
+
+
+def test_fix_takes_the_quotes_off_numbers_and_truth_values(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    text = (
+        '{"train_batch_size": "8", "fp16": {"enabled": "True"}, "wall_clock_breakdown": "off", "dump_state": "maybe",\n'
+        ' "optimizer": {"type": "sgd", "params": {"lr": "3e-5"}},\n'
+        ' "zero_optimization": {"stage": 2, "reduce_bucket_size": "5e8", "cpu_offload": "yes"}}'
+    )
+    path.write_text(text)
+    run(capsys, path, "--fix")
+    assert path.read_text() == (
+        '{"train_batch_size": 8, "fp16": {"enabled": true}, "wall_clock_breakdown": false, "dump_state": "maybe",\n'
+        ' "optimizer": {"type": "SGD", "params": {"lr": 3e-05}},\n'
+        ' "zero_optimization": {"stage": 2, "reduce_bucket_size": 500000000, "cpu_offload": true}}'
+    )
 
 
 def test_fix_makes_no_key_that_is_there_already(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

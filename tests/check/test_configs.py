@@ -11,7 +11,7 @@ from dsplan.check.configuration import Run
 from dsplan.check.run import check_files
 from dsplan.model import ModelShape
 
-from .mutations import CONFIGS, for_hf, valid
+from .mutations import CONFIGS, for_accelerate, for_hf, valid
 
 ELEVEN_MILLION = ModelShape(
     name="small", num_layers=6, hidden_size=384, num_attention_heads=6, vocab_size=500, max_position_embeddings=256
@@ -46,8 +46,9 @@ def test_a_mistake_is_found_at_its_line(name: str) -> None:
 
 def test_the_bucket_is_said_to_cost_1_86_gib() -> None:
     assert 10e6 < ELEVEN_MILLION.num_parameters < 12e6
-    (finding,) = check_files([CONFIGS / "mistakes" / "large_bucket.json"], Run(model=ELEVEN_MILLION)).findings
-    assert "1.86 GiB in fp32" in finding.message
+    findings = check_files([CONFIGS / "mistakes" / "large_bucket.json"], Run(model=ELEVEN_MILLION)).findings
+    (message,) = [finding.message for finding in findings if finding.rule.id == "DS801"]
+    assert "1.86 GiB in fp32" in message
 
 
 @pytest.mark.parametrize("path", valid(), ids=lambda path: path.stem)
@@ -59,10 +60,25 @@ def test_a_valid_configuration_gives_nothing(path: Path) -> None:
 @pytest.mark.parametrize("path", for_hf(), ids=lambda path: path.stem)
 def test_auto_is_the_trainers_business_and_nobody_elses(path: Path) -> None:
     trainer = check_files([path], Run(consumer="hf", world_size=8)).findings
-    assert {finding.rule.id for finding in trainer} == {"DS602"}
+    assert {finding.severity for finding in trainer} == {"note"}
+    assert "DS602" in {finding.rule.id for finding in trainer}
     script = check_files([path], Run()).findings
     assert {finding.rule.id for finding in script if finding.severity == "error"} == {"DS601"}
 
 
+@pytest.mark.parametrize("path", for_accelerate(), ids=lambda path: path.name)
+def test_what_accelerate_completes_is_valid_for_it(path: Path) -> None:
+    checked = check_files([path], Run(consumer="accelerate", world_size=8))
+    assert checked.configurations == 1
+    assert [finding for finding in checked.findings if finding.severity != "note"] == []
+
+
 def test_there_are_enough_of_them() -> None:
-    assert len(valid()) + len(for_hf()) >= 25
+    assert len(valid()) >= 55
+    assert len(for_hf()) >= 5
+    assert len(for_accelerate()) >= 6
+
+
+def test_they_are_different() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (*valid(), *for_hf(), *for_accelerate())]
+    assert len(set(texts)) == len(texts)

@@ -32,5 +32,5 @@ def test_any_plan_is_emitted_without_error(plan: Plan, tmp_path: Path) -> None:
     """A plan may ask for what its stage ignores, which is a warning; never for what DeepSpeed refuses."""
     path = tmp_path / "ds_config.json"
     path.write_text(json.dumps(emit(plan, MODEL, CLUSTER)))
-    findings = check_files([path], Run(world_size=CLUSTER.world_size)).findings
+    findings = check_files([path], Run(world_size=CLUSTER.world_size, model=MODEL, notes=True)).findings
     assert [finding for finding in findings if finding.severity == "error"] == []

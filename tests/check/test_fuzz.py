@@ -1,10 +1,12 @@
-"""No text makes a check stop, hang or take long."""
+"""No file makes a check stop, hang or take long."""
 
 from __future__ import annotations
 
+import gc
 import json
-import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,73 +14,86 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsplan.catalogue import preset
+from dsplan.catalogue import accelerator, preset
 from dsplan.check.configuration import CONSUMERS, Run
-from dsplan.check.run import check_files
+from dsplan.check.run import Checked, check_files
+from dsplan.hardware import Cluster
 from dsplan.report.findings import REPORTS
 
-from .mutations import CONFIGS, for_hf, mutated, valid
+from .corruption import cases
 
-_TEXTS = [path.read_text(encoding="utf-8") for path in (*valid(), *for_hf(), *sorted((CONFIGS / "mistakes").iterdir()))]
-_PIECES = (
-    '"',
-    "'",
-    "{",
-    "}",
-    "[",
-    "]",
-    ":",
-    ",",
-    "\n",
-    "#",
-    "/*",
-    "//",
-    "'''",
-    "\\",
-    "\x00",
-    "é",
-    "5e8",
-    "true",
-    "auto",
-    "-",
-)
-_RUNS = [Run(consumer=consumer, world_size=world, model=model) for consumer, world, model in (
-    ("deepspeed", None, None), ("hf", 8, None), ("accelerate", 3, preset("gpt2")), ("lightning", 1, preset("gpt-mini")),
-)]  # fmt: skip
+#: The inputs are taken in turns by the runs: with and without ranks, model, device and notes.
+INPUTS, PARTS, SEED = 20_000, 8, 2026
+#: A check takes about 1 ms, with a model up to 20; the issue asks for less than 50.
+LONGEST_S = 0.05
+_TRIES = 5
+_REPORTED = 25  # one in so many is written in every format, too
 _SUFFIXES = (".json", ".md", ".yaml")
-#: The issue's bound is 50 ms; a busy machine gets some room.
-_LONGEST_S = 0.25
+_RUNS = (
+    Run(),
+    Run(world_size=8),
+    Run(consumer="hf", world_size=8),
+    Run(consumer="accelerate", world_size=3, model=preset("gpt2")),
+    Run(consumer="lightning", world_size=1, model=preset("gpt-mini"), notes=True),
+    Run(world_size=4, model=preset("gpt-mini"), cluster=Cluster(accelerator=accelerator("a100-40gb"), gpus_per_node=4)),
+)
 
 
-def damaged(seed: int) -> str:
-    """A configuration with a few pieces cut out, put in, doubled or replaced."""
-    chance = random.Random(seed)
-    text = chance.choice(_TEXTS)
-    for _ in range(chance.randint(1, 6)):
-        at, length = chance.randrange(len(text) + 1), chance.choice((0, 1, 1, 5, 40))
-        put = chance.choice((*_PIECES, "", "", text[at : at + 30] * 2))
-        text = text[:at] + put + text[at + length :]
-    return text
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage is collected in between: what other tests left behind is not the check's time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
-@pytest.mark.parametrize("suffix", _SUFFIXES)
-def test_damaged_files_are_reported_on(suffix: str, tmp_path: Path) -> None:
-    path, slowest = tmp_path / f"ds{suffix}", 0.0
-    for seed in range(200):
-        text = damaged(seed)
-        path.write_text(f"## ZeRO-3\n```json\n{text}\n```\n" if suffix == ".md" else text, encoding="utf-8")
-        before = time.process_time()
-        checked = check_files([path], _RUNS[seed % len(_RUNS)])
-        slowest = max(slowest, time.process_time() - before)
+def checked_in_time(path: Path, run: Run) -> tuple[Checked, float]:
+    """What comes out, and the processor time; one that is over the limit gets more tries, as the machine is shared."""
+    best = float("inf")
+    for _ in range(_TRIES):
+        with no_collection():
+            before = time.process_time()
+            checked = check_files([path], run)
+            best = min(best, time.process_time() - before)
+        if best < LONGEST_S:
+            break
+    return checked, best
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_damaged_files_are_reported_on(part: int, tmp_path: Path) -> None:
+    count, slow, found = INPUTS // PARTS, [], 0
+    for number, case in enumerate(cases(count, SEED + part)):
+        path = tmp_path / f"ds_config{case.suffix}"
+        path.write_bytes(case.content)
+        try:
+            checked, seconds = checked_in_time(path, _RUNS[number % len(_RUNS)])
+        except Exception as error:
+            raise AssertionError(f"{case.what} of seed {SEED + part}: {case.content[:2000]!r}") from error
+        if seconds >= LONGEST_S:
+            slow.append(f"{case.what}: {seconds * 1000:.0f} ms")
+        lines = case.content.count(b"\n") + 1
         for finding in checked.findings:
-            assert 1 <= finding.line <= text.count("\n") + 5
+            found += 1
+            assert finding.path != path or 1 <= finding.line <= lines, case.what
             assert finding.column >= 1
-        for report in REPORTS.values():
-            assert report(checked, checked.findings)
-    assert slowest < _LONGEST_S
+        if number % _REPORTED == 0:
+            assert all(report(checked, checked.findings) for report in REPORTS.values())
+    assert slow == []
+    assert found > count
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_damage_is_the_same_every_time() -> None:
+    first, again, other = (list(cases(60, seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert len({case.what.partition(": ")[2] for case in first}) >= 10
+    assert {case.suffix for case in first} >= {".json", ".md", ".yaml"}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(), suffix=st.sampled_from(_SUFFIXES), consumer=st.sampled_from(CONSUMERS))
 def test_any_text_is_reported_on(text: str, suffix: str, consumer: str, tmp_path: Path) -> None:
     path = tmp_path / f"ds{suffix}"
@@ -105,19 +120,12 @@ _JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=_JSON, number=st.integers(0, len(_RUNS) - 1))
 def test_any_values_at_known_keys_are_reported_on(document: Any, number: int, tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(document))
     check_files([path], _RUNS[number])
-
-
-def test_changed_configurations_are_reported_on(tmp_path: Path) -> None:
-    path = tmp_path / "ds.json"
-    for number, (_, document) in enumerate(mutated(300, seed=7)):
-        path.write_text(json.dumps(document))
-        check_files([path], _RUNS[number % len(_RUNS)])
 
 
 def test_bytes_that_are_no_text_are_a_finding(tmp_path: Path) -> None:

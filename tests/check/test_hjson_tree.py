@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsplan.check.hjson_tree import parse
-from dsplan.check.problem import RELAXED, SYNTAX, TWICE
-from dsplan.check.tree import Lines, Section, find, plain
+from dsplan.check.tree import RELAXED, SYNTAX, TWICE, Lines, Section, find, plain
 
 _SCALARS = st.one_of(
     st.none(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from dsplan.check.configuration import Run
 from dsplan.check.finding import SEVERITIES, Finding
 from dsplan.check.rules import CHECKS, RULES
 from dsplan.check.run import check_files
+from dsplan.dsconfig.read import read_ds_config
+from dsplan.dsconfig.removed import deprecated_keys, removed_keys
 from dsplan.hardware import Cluster
+from dsplan.kernels import kernels_of
+from dsplan.units import format_bytes
+from dsplan.walk import walk
 
 from .examples import EXAMPLES, Example
 
@@ -71,6 +77,77 @@ def test_a_rule_is_silent_about_its_good_example(rule: str, example: Example, tm
 
 
 @pytest.mark.parametrize(
+    "key", ["gradient_cliping", "gradient_clipp1ng", "max_grad_norm", "clip_grad", "gradient_clipping"]
+)
+def test_what_was_meant_for_clipping_is_not_called_missing(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(f'{{"train_batch_size": 8, "gradient_accumulation_steps": 1, "{key}": 1.0}}')
+    assert "DS321" not in [finding.rule.id for finding in check_files([path], Run()).findings]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"amp": {}}', "refuses amp since 0.19.8; 0.19.7 was the last release to read it"),
+        ('{"compile": {"backend": "inductor"}}', "since 0.16.6; 0.14.3 was the last"),
+        ('{"zero_optimization": {"mics_shard_size": 4}}', "since 0.19.7; 0.19.6 was the last"),
+        ('{"optimizer": {"type": "Adam", "params": {"max_grad_norm": 1}}}', "every release of DeepSpeed refuses"),
+        ('{"aio": {"thread_count": 1}}', "0.16.3 was the last release to read it"),
+        ('{"zero_optimization": {"stage": 3, "elastic_checkpoint": true}}', "deprecated since 0.19.3"),
+        ('{"allgather_size": 500000000}', "deprecated since 0.2.0"),
+        ('{"zero_optimization": {"cpu_offload": true}}', "deprecated since 0.3.15"),
+        ('{"zero_optimization": {"cpu_offload_params": true}}', "since 0.7.0"),
+        ('{"zero_optimization": {"legacy_stage1": true}}', "since 0.5.9"),
+        ('{"zero_optimization": false}', "since 0.2.0"),
+        ('{"bfloat16": {"enabled": true}}', "since 0.6.0"),
+        ('{"optimizer": {"type": "OneBitLamb"}}', "has no OneBitLamb any more since 0.19.7"),
+        ('{"train_batch_size": 1}', "since 0.19.3"),
+    ],
+)
+def test_the_release_that_changed_it_is_said(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    assert any(said in finding.message for finding in check_files([path], Run()).findings)
+
+
+@pytest.mark.parametrize("key", [*removed_keys(), *deprecated_keys()])
+def test_every_old_key_that_the_schema_knows_is_found(key: str, tmp_path: Path) -> None:
+    document: Any = True
+    for part in reversed(key.split(".")):
+        document = {part: document}
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(document))
+    found = [finding for finding in check_files([path], Run()).findings if finding.key == key]
+    assert found, key
+    assert {finding.rule.id for finding in found} & {"DS101", "DS103", "DS104"}
+    assert all(finding.instead for finding in found)
+
+
+def test_a_trade_is_weighed_by_the_estimate(tmp_path: Path) -> None:
+    """The second bucket of stage 2 is the reduce bucket once more: 5e7 elements of 2 bytes."""
+    path = tmp_path / "ds.json"
+    text = (
+        '{"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": true}, "optimizer": {"type": "AdamW"},'
+        ' "zero_optimization": {"stage": 2, "reduce_bucket_size": 5e7, "overlap_comm": true}}'
+    )
+    path.write_text(text)
+    model = preset("gpt2-xl")
+
+    def cost(run: Run) -> str:
+        (message,) = [f.message for f in check_files([path], run).findings if f.rule.id == "DS803"]
+        return message
+
+    assert "95.4 MiB of device memory" in cost(Run(world_size=4))
+    weighed = cost(Run(world_size=4, model=model, notes=True))
+    plan = read_ds_config(path, world_size=4, sequence_length=model.max_position_embeddings).plan
+    peaks = [
+        max(step.peak_bytes for step in walk(model, each, 4, kernels_of(None)).steps)
+        for each in (plan, replace(plan, zero=replace(plan.zero, overlap_comm=False)))
+    ]
+    assert f"costs {format_bytes(peaks[0] - peaks[1])} of device memory" in weighed
+
+
+@pytest.mark.parametrize(
     ("text", "instead"),
     [
         ('{"gradient_clipp1ng": 1}', '"gradient_clipping"'),
@@ -82,6 +159,7 @@ def test_a_rule_is_silent_about_its_good_example(rule: str, example: Example, tm
         ('{"zero_optimization": {"reduce_bucket_size": "5e8"}}', "500000000"),
         ('{"fp16": {"enabled": "False"}}', "false"),
         ('{"max_grad_norm": 1.0}', '"gradient_clipping"'),
+        ('{"aio": {"thread_count": 1}}', '"intra_op_parallelism"'),
     ],
 )
 def test_what_to_write_instead(text: str, instead: str, tmp_path: Path) -> None:

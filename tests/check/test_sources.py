@@ -57,6 +57,24 @@ def test_other_blocks_are_left_alone(block: str, tmp_path: Path) -> None:
     assert (checked.configurations, checked.findings) == (0, ())
 
 
+@pytest.mark.parametrize("language", ["yml", "yaml", "js", "javascript"])
+def test_json_in_another_colour_is_checked_and_yaml_is_not(language: str, tmp_path: Path) -> None:
+    text = f'```{language}\n{{\n"zero_optimization": {{"stage": 9}}\n}}\n```\n'
+    assert places(check(tmp_path, "a.md", text)) == [("DS202", 3, 32)]
+    yaml = f"```{language}\nzero_optimization:\n  stage: 9\n```\n"
+    assert check(tmp_path, "b.md", yaml).configurations == 0
+
+
+def test_a_list_in_a_document_may_be_what_the_autotuner_tries(tmp_path: Path) -> None:
+    text = '{"train_micro_batch_size_per_gpu": [1, 4],\n"zero_optimization": {"stage": [2, 7]}}'
+    shown = places(check(tmp_path, "a.md", f"```json\n{text}\n```\n"))
+    assert [place for place in shown if place[0] != "DS321"] == [("DS202", 3, 32)]
+    found = places(check(tmp_path, "a.json", text))
+    assert [place for place in found if place[0] == "DS201"] == [("DS201", 1, 36), ("DS201", 2, 32)]
+    tuned = text.replace("{", '{"autotuning": {"enabled": true}, ', 1).replace("7", "3")
+    assert [rule for rule, _, _ in places(check(tmp_path, "tuned.json", tuned)) if rule != "DS321"] == []
+
+
 def test_an_excerpt_need_not_be_complete(tmp_path: Path) -> None:
     text = (
         '```json\n"zero_optimization": {\n  "stage": 3,\n  ...\n},\n"scheduler": {"type": "WarmupDecayLR", ...}\n```\n'

@@ -55,7 +55,8 @@ _ACCELERATE = {
     "zero_optimization.stage3_gather_16bit_weights_on_model_save": "zero3_save_16bit_model",
 }
 _FILLED = {HF: _HF, ACCELERATE: _ACCELERATE}
-
+#: ``autotuning/autotuner.py`` (``get_gas_from_user_config``, ``get_min_max_micro_batch_size``).
+_AUTOTUNED = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 #: Sections in which the word is DeepSpeed's own (``zenflow_config.py``, ``auto_ep_config.py``).
 _OWN_WORD = ("zero_optimization.zenflow.", "expert_parallel.")
@@ -82,6 +83,9 @@ def auto(config: Configuration) -> Iterator[Finding]:
         if source is not None:
             message = f"{CONSUMER_NAMES[consumer]} fills in {path} from {source}"
             yield config.finding(RESOLVED, path, message, on_value=True)
+            continue
+        if config.tuned and path in _AUTOTUNED:
+            yield config.finding(RESOLVED, path, f"DeepSpeed's autotuner fills in {path}", on_value=True)
             continue
         drops = is_pydantic(path.rpartition(".")[0])
         effect = "DeepSpeed drops it and takes the default" if drops else "DeepSpeed takes the word for the value"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsplan.check.configuration import Configuration
+from dsplan.check.configuration import ZERO, Configuration
 from dsplan.check.finding import NOTE, WARNING, Finding, Rule
 from dsplan.units import MIB, format_bytes, format_count
 
@@ -22,10 +22,10 @@ WHOLE_MODEL = Rule(
 )
 RULES = (LARGE_BUCKET, WHOLE_MODEL)
 
-_ZERO = "zero_optimization"
-_DEFAULT = 500_000_000
+#: Elements of a reduce bucket unless another number is given (``runtime/zero/config.py``).
+DEFAULT_BUCKET = 500_000_000
 #: A bucket that is too large by less than this is not worth a word.
-_WORTH_BYTES = 16 * MIB
+WORTH_BYTES = 16 * MIB
 #: The part of a device that a bucket may take.
 _LARGEST_SHARE = 0.25
 
@@ -37,22 +37,22 @@ def reduce_bucket(config: Configuration) -> Iterator[Finding]:
     ``runtime/zero/stage3.py`` (``_setup_for_real_optimizer``: one).
     """
     model, stage = config.run.model, config.stage
-    size = config.get(f"{_ZERO}.reduce_bucket_size", _DEFAULT)
-    if model is None or not stage or not isinstance(size, int | float) or not _contiguous(config, stage):
+    size = config.zero("reduce_bucket_size", DEFAULT_BUCKET)
+    if model is None or not stage or not isinstance(size, int | float) or not has_bucket(config, stage):
         return
-    path = f"{_ZERO}.reduce_bucket_size"
+    path = f"{ZERO}.reduce_bucket_size"
     if not config.complete and not config.has(path):
         return
     given = "" if config.has(path) else ", DeepSpeed's default,"
-    count = 2 if stage < 3 and config.get(f"{_ZERO}.overlap_comm") is True else 1
+    count = 2 if stage < 3 and config.zero("overlap_comm") is True else 1
     element = element_bytes(config)
     cost = int(size) * element * count
     words = f"{int(size):,} elements{given} {'are two buckets of' if count == 2 else 'are'}"
     bytes_in = format_bytes(int(size) * element)
     largest = model.num_parameters
-    if size > largest and cost - largest * element * count >= _WORTH_BYTES:
+    if size > largest and cost - largest * element * count >= WORTH_BYTES:
         message = (
-            f"reduce_bucket_size: {words} {bytes_in} in {_dtype(config)}, allocated in full, for a model of "
+            f"reduce_bucket_size: {words} {bytes_in} in {dtype(config)}, allocated in full, for a model of "
             f"{format_count(largest)} parameters"
         )
         yield config.finding(LARGE_BUCKET, path, message, f'"reduce_bucket_size": {_fitting(largest)}')
@@ -61,7 +61,7 @@ def reduce_bucket(config: Configuration) -> Iterator[Finding]:
     usable = None if cluster is None or cluster.accelerator is None else cluster.accelerator.usable_bytes
     if usable and cost > _LARGEST_SHARE * usable:
         message = (
-            f"reduce_bucket_size: {words} {bytes_in} in {_dtype(config)}, {cost / usable:.0%} of the device's "
+            f"reduce_bucket_size: {words} {bytes_in} in {dtype(config)}, {cost / usable:.0%} of the device's "
             f"{format_bytes(usable)}"
         )
         yield config.finding(LARGE_BUCKET, path, message, f"at most {int(_LARGEST_SHARE * usable / element / count):,}")
@@ -73,12 +73,12 @@ def persistence(config: Configuration) -> Iterator[Finding]:
     if model is None or config.stage != 3:
         return
     for key in ("stage3_param_persistence_threshold", "param_persistence_threshold"):
-        size = config.get(f"{_ZERO}.{key}")
+        size = config.zero(key)
         largest = max(parameter.numel for parameter in model.parameters)
         if isinstance(size, int | float) and not isinstance(size, bool) and size >= largest:
             cost = format_bytes(model.num_parameters * element_bytes(config))
             message = f"{key} {int(size):,} is above the largest parameter ({largest:,}): all {cost} stay on every rank"
-            yield config.finding(WHOLE_MODEL, f"{_ZERO}.{key}", message, f"{10 * model.hidden_size}", on_value=True)
+            yield config.finding(WHOLE_MODEL, f"{ZERO}.{key}", message, f"{10 * model.hidden_size}", on_value=True)
 
 
 def live_parameters(config: Configuration) -> Iterator[Finding]:
@@ -87,32 +87,32 @@ def live_parameters(config: Configuration) -> Iterator[Finding]:
     if model is None or config.stage != 3:
         return
     for key in ("stage3_max_live_parameters", "stage3_prefetch_bucket_size"):
-        size = config.get(f"{_ZERO}.{key}")
+        size = config.zero(key)
         if isinstance(size, int | float) and not isinstance(size, bool) and size >= model.num_parameters:
             cost = format_bytes(model.num_parameters * element_bytes(config))
             message = f"{key} {int(size):,} lets the whole model be gathered at once: {cost}"
             yield config.finding(
-                WHOLE_MODEL, f"{_ZERO}.{key}", message, f"less than {model.num_parameters:,}", severity=NOTE,
+                WHOLE_MODEL, f"{ZERO}.{key}", message, f"less than {model.num_parameters:,}", severity=NOTE,
                 on_value=True,
             )  # fmt: skip
 
 
 def element_bytes(config: Configuration) -> int:
     """Bytes of one element of the model and its buckets."""
-    return 4 if _dtype(config) == "fp32" else 2
+    return 4 if dtype(config) == "fp32" else 2
 
 
-def _dtype(config: Configuration) -> str:
+def dtype(config: Configuration) -> str:
     for name in ("bf16", "fp16"):
         if config.get(f"{name}.enabled") in (True, "auto", "true"):
             return name
     return "fp32"
 
 
-def _contiguous(config: Configuration, stage: int) -> bool:
+def has_bucket(config: Configuration, stage: int) -> bool:
     """Whether there is a bucket; stages 1 and 2 make one for offload, too (``stage_1_and_2.py``, ``__init__``)."""
-    offloads = config.get(f"{_ZERO}.offload_optimizer.device", "none") != "none"
-    return config.get(f"{_ZERO}.contiguous_gradients", True) is not False or (stage < 3 and offloads)
+    offloads = config.zero("offload_optimizer.device", "none") != "none"
+    return config.zero("contiguous_gradients", True) is not False or (stage < 3 and offloads)
 
 
 def _fitting(parameters: int) -> int:

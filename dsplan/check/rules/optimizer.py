@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsplan.check.configuration import Configuration
-from dsplan.check.finding import ERROR, WARNING, Edit, Finding, Rule
+from dsplan.check.configuration import DEEPSPEED, LIGHTNING, ZERO, Configuration
+from dsplan.check.finding import ERROR, NOTE, WARNING, Edit, Finding, Rule
 from dsplan.check.tree import find
-from dsplan.dsconfig import DEEPSPEED_VERSION
 from dsplan.errors import nearest
 
 UNKNOWN = Rule(
@@ -39,7 +38,9 @@ _TORCH = (
     *("ASGD", "Adadelta", "Adafactor", "Adamax", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
     "SparseAdam",
 )
+#: Gone with ``runtime/fp16/onebit``; 0.19.6 was the last release that had them.
 _REMOVED = ("onebitadam", "onebitlamb", "zerooneadam")
+_REMOVED_SINCE = "0.19.7"
 #: ``runtime/zero/utils.py`` (``ZERO_SUPPORTED_OPTIMIZERS``, and Muon in ``is_zero_supported_optimizer``).
 _TESTED = ("adam", "adamw", "adagrad", "lion", "muon")
 #: Optimizers whose kernels run on the GPU alone.
@@ -61,8 +62,11 @@ _ARGUMENTS = {
         *("differentiable", "fused"),
     },
     "lamb": {*_SHARED, "betas", "eps", "eps_inside_sqrt", "bias_correction", "max_coeff", "min_coeff", "amsgrad"},
+    "muon": {*_ADAM, "momentum", "ns_method", "muon_lr", "adam_lr", "foreach"},
     "sgd": {*_SHARED, "momentum", "dampening", "nesterov", "maximize", "foreach", "differentiable", "fused"},
 }
+#: Optimizers for which DeepSpeed picks what it knows of the arguments (``_muon_param_groups``).
+_PICKS = ("muon",)
 
 
 def known_type(config: Configuration) -> Iterator[Finding]:
@@ -77,7 +81,7 @@ def known_type(config: Configuration) -> Iterator[Finding]:
     if name in (known.lower() for known in _DEEPSPEED) or given in _TORCH:
         return
     if name in _REMOVED:
-        message = f"DeepSpeed {DEEPSPEED_VERSION} has no {given} any more"
+        message = f"DeepSpeed has no {given} any more since {_REMOVED_SINCE}"
         yield config.finding(UNKNOWN, path, message, '"AdamW" or "Lamb"', on_value=True)
         return
     exact = next((known for known in _TORCH if known.lower() == name), None)
@@ -99,11 +103,15 @@ def arguments(config: Configuration) -> Iterator[Finding]:
     if known is None:
         return
     for key in config.section("optimizer.params"):
-        if key not in known and key != "max_grad_norm":  # which has a rule of its own
-            near = nearest(key, known, limit=1)
-            message = f"{config.get('optimizer.type')} takes no argument {key}"
-            instead = f'"{near[0]}"' if near else "remove it"
-            yield config.finding(ARGUMENT, f"optimizer.params.{key}", message, instead)
+        if key in known or key == "max_grad_norm":  # which has a rule of its own
+            continue
+        near = nearest(key, known, limit=1)
+        message = f"{config.get('optimizer.type')} takes no argument {key}"
+        if name in _PICKS:
+            message += ": DeepSpeed ignores it without a word"
+        instead = f'"{near[0]}"' if near else "remove it"
+        severity = WARNING if name in _PICKS and not near else ERROR
+        yield config.finding(ARGUMENT, f"optimizer.params.{key}", message, instead, severity=severity)
 
 
 def untested(config: Configuration) -> Iterator[Finding]:
@@ -120,11 +128,9 @@ def untested(config: Configuration) -> Iterator[Finding]:
 def with_offload(config: Configuration) -> Iterator[Finding]:
     """Which optimizers run on the CPU.
 
-    Source: DeepSpeed ``runtime/engine.py`` (``_configure_basic_optimizer``, ``get_optimizer_configuration``,
-    ``_configure_optimizer``: zero_force_ds_cpu_optimizer is about the script's optimizer only).
+    Source: DeepSpeed ``runtime/engine.py`` (``_configure_basic_optimizer``, ``get_optimizer_configuration``).
     """
-    offload = config.get("zero_optimization.offload_optimizer.device")
-    if offload not in ("cpu", "nvme") or not config.stage:
+    if not _updates_on_cpu(config):
         return
     name = _name(config)
     if name in _GPU_ONLY:
@@ -138,32 +144,60 @@ def with_offload(config: Configuration) -> Iterator[Finding]:
     elif config.get("optimizer.params.torch_adam") is True:
         message = "torch_adam with offload_optimizer puts torch's Adam on the CPU in place of DeepSpeed's faster one"
         yield config.finding(OFFLOAD, "optimizer.params.torch_adam", message, "false", severity=WARNING, on_value=True)
-    elif not name and config.complete and config.get("zero_force_ds_cpu_optimizer") is False:
-        message = "zero_force_ds_cpu_optimizer false lets a GPU optimizer of the script update on the CPU, slowly"
-        yield config.finding(OFFLOAD, "zero_force_ds_cpu_optimizer", message, "an optimizer section", severity=WARNING)
+
+
+def force_cpu_optimizer(config: Configuration) -> Iterator[Finding]:
+    """``zero_force_ds_cpu_optimizer`` is about the script's optimizer, and about offload, only.
+
+    Source: DeepSpeed ``runtime/engine.py`` (``_configure_optimizer``). transformers and accelerate replace the
+    script's optimizer by DeepSpeed's own (accelerate ``utils/deepspeed.py``, ``map_pytorch_optim_to_deepspeed``).
+    """
+    path, forced = "zero_force_ds_cpu_optimizer", config.get("zero_force_ds_cpu_optimizer", True)
+    if not config.complete or not isinstance(forced, bool) or config.stage is None:
+        return
+    if _updates_on_cpu(config) and not config.section("optimizer"):
+        if not forced:
+            message = f"{path} false lets a GPU optimizer of the script update on the CPU, slowly"
+            yield config.finding(OFFLOAD, path, message, "an optimizer section", severity=WARNING)
+        elif config.run.consumer in (DEEPSPEED, LIGHTNING):
+            message = (
+                "with offload_optimizer DeepSpeed stops at any optimizer of the script but DeepSpeedCPUAdam and "
+                "DeepSpeedCPULion"
+            )
+            instead = f'an optimizer section, or "{path}": false'
+            yield config.finding(OFFLOAD, f"{ZERO}.offload_optimizer", message, instead, severity=NOTE)
+    elif config.has(path):
+        why = "the optimizer is the file's" if _updates_on_cpu(config) else "nothing is offloaded"
+        message = f"{path} has no effect, since {why}: it is about a script's optimizer and offload_optimizer"
+        yield config.finding(OFFLOAD, path, message, "remove it", severity=NOTE)
 
 
 def muon(config: Configuration) -> Iterator[Finding]:
     """DeepSpeed ``runtime/zero/stage3.py`` (``__init__``: "Muon and reduce scatter cannot be used together")."""
     if _name(config) != "muon" or config.stage != 3:
         return
-    if config.get("zero_optimization.reduce_scatter", True) is not False:
+    given = config.has(f"{ZERO}.reduce_scatter")
+    if config.zero("reduce_scatter", True) is not False and (given or not config.excerpt):
         message = "Muon at stage 3 does not go with reduce_scatter, which is true unless it is given"
-        yield config.finding(MUON, "zero_optimization.reduce_scatter", message, '"reduce_scatter": false')
-    if config.get("zero_optimization.zero_quantized_gradients") is True:
+        yield config.finding(MUON, f"{ZERO}.reduce_scatter", message, '"reduce_scatter": false')
+    if config.zero("zero_quantized_gradients") is True:
         message = "Muon at stage 3 does not go with zero_quantized_gradients"
-        yield config.finding(MUON, "zero_optimization.zero_quantized_gradients", message, "false", on_value=True)
+        yield config.finding(MUON, f"{ZERO}.zero_quantized_gradients", message, "false", on_value=True)
 
 
 def lamb_loss_scale(config: Configuration) -> Iterator[Finding]:
-    """DeepSpeed ``runtime/engine.py`` (``_do_sanity_check``, ``dynamic_loss_scale``: fp16 with loss_scale 0)."""
-    if _name(config) != "lamb" or "auto" in (config.get("fp16.enabled"), config.get("fp16.loss_scale")):
-        return
-    if config.get("fp16.enabled") is not True or config.get("fp16.loss_scale", 0) != 0:
-        message = "DeepSpeed takes Lamb with dynamic loss scaling only"
-        yield config.finding(
-            LOSS_SCALE, "optimizer.type", message, '"fp16": {"enabled": true, "loss_scale": 0}', on_value=True
-        )
+    """DeepSpeed ``runtime/engine.py`` (``_do_sanity_check``, ``dynamic_loss_scale``: fp16.loss_scale is 0).
+
+    The engine looks at loss_scale alone: without fp16 it is 0, so that Lamb trains in fp32 and bf16 as well.
+    """
+    scale = config.get("fp16.loss_scale", 0)
+    if _name(config) == "lamb" and isinstance(scale, int | float) and scale != 0:
+        message = "DeepSpeed takes Lamb with dynamic loss scaling only, even where fp16 is off"
+        yield config.finding(LOSS_SCALE, "fp16.loss_scale", message, "0", on_value=True)
+
+
+def _updates_on_cpu(config: Configuration) -> bool:
+    return bool(config.stage) and config.zero("offload_optimizer.device") in ("cpu", "nvme")
 
 
 def _name(config: Configuration) -> str:
@@ -176,4 +210,4 @@ def _is_known(config: Configuration) -> bool:
     return _name(config) in (name.lower() for name in (*_DEEPSPEED, *_TORCH))
 
 
-CHECKS = (known_type, arguments, untested, with_offload, muon, lamb_loss_scale)
+CHECKS = (known_type, arguments, untested, with_offload, force_cpu_optimizer, muon, lamb_loss_scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from dsplan.check.configuration import Configuration
+from dsplan.check.configuration import ZERO, Configuration
 from dsplan.check.finding import ERROR, NOTE, WARNING, Finding, Rule
 from dsplan.check.known import known_keys
 
@@ -20,7 +20,6 @@ REFUSED = Rule(
 )
 RULES = (IGNORED, REFUSED)
 
-_ZERO = "zero_optimization"
 #: Key -> the stages whose optimizer gets it (``runtime/engine.py``, ``_configure_zero_optimizer``). Keys that start
 #: with stage3_ belong to stage 3 and are not listed.
 _STAGES: dict[str, tuple[int, ...]] = {
@@ -73,23 +72,23 @@ def ignored(config: Configuration) -> Iterator[Finding]:
     stage = config.stage
     if stage is None:
         return
-    for key, value in config.section(_ZERO).items():
+    for key, value in config.section(ZERO).items():
         stages = (3,) if key.startswith("stage3_") else _STAGES.get(key)
         if stages is None or stage in stages:
             continue
-        given = "" if config.has(f"{_ZERO}.stage") else ", since none is given"
+        given = "" if config.has(f"{ZERO}.stage") else ", since none is given"
         message = f"the stage is {stage}{given}, which ignores {key}: only stage {_words(stages)} reads it"
         instead = f'"stage": {stages[-1]}' if len(stages) == 1 else f'"stage": {stages[0]} or above'
         severity = WARNING if _asks(key, value) else NOTE
-        yield config.finding(IGNORED, f"{_ZERO}.{key}", message, f"{instead}, or remove {key}", severity=severity)
+        yield config.finding(IGNORED, f"{ZERO}.{key}", message, f"{instead}, or remove {key}", severity=severity)
 
 
 def offload_ignored(config: Configuration) -> Iterator[Finding]:
     """Stages 1 and 2 keep offloaded states in host memory, whatever the device (``stage_1_and_2.py``, ``__init__``)."""
-    if config.stage in (1, 2) and config.get(f"{_ZERO}.offload_optimizer.device") == "nvme":
+    if config.stage in (1, 2) and config.zero("offload_optimizer.device") == "nvme":
         message = f"stage {config.stage} offloads the optimizer to host memory: only stage 3 goes to NVMe"
         yield config.finding(
-            IGNORED, f"{_ZERO}.offload_optimizer.device", message, '"cpu", or "stage": 3', on_value=True
+            IGNORED, f"{ZERO}.offload_optimizer.device", message, '"cpu", or "stage": 3', on_value=True
         )
 
 
@@ -102,17 +101,15 @@ def refused(config: Configuration) -> Iterator[Finding]:
     stage = config.stage
     if stage is None:
         return
-    ratio = config.get(f"{_ZERO}.offload_optimizer.ratio", 1.0)
+    ratio = config.zero("offload_optimizer.ratio", 1.0)
     if stage != 3 and isinstance(ratio, int | float) and ratio < 1:
-        path = f"{_ZERO}.offload_optimizer.ratio"
+        path = f"{ZERO}.offload_optimizer.ratio"
         yield config.finding(
             REFUSED, path, f"a ratio below 1 needs stage 3; the stage is {stage}", "1.0", on_value=True
         )
-    if stage == 3 and config.get("gradient_allreduce_op") == "sum":
-        message = "stage 3 does not sum gradients"
-        yield config.finding(REFUSED, "gradient_allreduce_op", message, '"mean"', on_value=True)
-    if config.get(f"{_ZERO}.compute_grad_norm") is False:
-        path = f"{_ZERO}.compute_grad_norm"
+    yield from _sum(config, stage)
+    if config.zero("compute_grad_norm") is False:
+        path = f"{ZERO}.compute_grad_norm"
         if stage in (0, 3):
             yield config.finding(REFUSED, path, f"stage {stage} needs the gradient's norm", "true", on_value=True)
         elif config.get("gradient_clipping", 1.0) != 0:
@@ -120,16 +117,30 @@ def refused(config: Configuration) -> Iterator[Finding]:
                 "without the gradient's norm there is no clipping, and gradient_clipping is 1.0 unless it is given"
             )
             yield config.finding(REFUSED, path, message, '"gradient_clipping": 0 at the top level', on_value=True)
-        elif config.get(f"{_ZERO}.offload_optimizer.device", "none") != "none":
+        elif config.zero("offload_optimizer.device", "none") != "none":
             message = "offload_optimizer needs the gradient's norm"
             yield config.finding(REFUSED, path, message, "true", on_value=True)
+
+
+def _sum(config: Configuration, stage: int) -> Iterator[Finding]:
+    """What cannot sum gradients."""
+    if config.get("gradient_allreduce_op") == "sum":
+        refusing = (
+            ("stage 3", stage == 3),
+            ("ZenFlow", config.zero("zenflow") is not None),
+            ("DeepCompile", config.get("compile.deepcompile") is True),
+        )
+        for name, present in refusing:
+            if present:
+                message = f"{name} does not sum gradients"
+                yield config.finding(REFUSED, "gradient_allreduce_op", message, '"mean"', on_value=True)
 
 
 def _asks(key: str, value: Any) -> bool:
     """Whether the setting asks for something that its absence would not give."""
     if isinstance(value, dict) and key in ("offload_optimizer", "offload_param"):
         return bool(value.get("device", "none") != "none")
-    default = known_keys(_ZERO).get(key, {}).get("default")
+    default = known_keys(ZERO).get(key, {}).get("default")
     off = key == "zero_hpz_partition_size" and value in (0, 1)
     return not off and value not in (default, None, "auto", False)
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from dsplan.check.configuration import CONSUMER_NAMES, DEEPSPEED, Configuration
 from dsplan.check.finding import ERROR, WARNING, Finding, Rule
-from dsplan.check.problem import RELAXED, TWICE, Problem
-from dsplan.check.tree import Lines
+from dsplan.check.tree import RELAXED, TWICE, Lines, Problem
 
 SYNTAX = Rule(
     id="DS001",

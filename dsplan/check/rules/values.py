@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dsplan.check.configuration import Configuration
-from dsplan.check.finding import ERROR, WARNING, Finding, Rule
+from dsplan.check.finding import ERROR, WARNING, Edit, Finding, Rule
 from dsplan.check.known import Place, is_pydantic, places
 from dsplan.check.rules.auto import is_auto
-from dsplan.check.tree import Items, Node, Section, plain
+from dsplan.check.tree import Items, Node, Scalar, Section, plain
 
 WRONG_TYPE = Rule(
     id="DS201", name="wrong-type", severity=ERROR, summary="The value is of a type that the key cannot hold."
@@ -42,6 +42,12 @@ _BOUNDS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
 #: What pydantic takes for a truth value (its lax mode).
 _TRUE = ("true", "t", "yes", "y", "on", "1")
 _FALSE = ("false", "f", "no", "n", "off", "0")
+#: Keys of which the only word is "auto".
+_OR_AUTO = (
+    "zero_optimization.zenflow.select_interval",
+    "zero_optimization.zenflow.update_interval",
+    "data_types.keep_in_fp32_modules",
+)
 #: The types that a scheduler and an optimizer may have are checked by their own rules.
 _ELSEWHERE = ("scheduler.type", "optimizer.type")
 
@@ -61,8 +67,14 @@ def types_and_ranges(config: Configuration) -> Iterator[Finding]:
 def _judged(config: Configuration, place: Place, rules: Mapping[str, Any], node: Node) -> Iterator[Finding]:
     value = plain(node)
     types = _types(rules)
+    listed = isinstance(node, Items) and bool(node.items) and bool(types) and "array" not in types
+    if isinstance(node, Items) and listed and (config.tuned or not config.alone):
+        # What the autotuner is to try (``autotuning/utils.py``, get_first_config); a document may show it in part.
+        for item in node.items:
+            yield from _judged(config, place, rules, item)
+        return
     if types and not any(_is(value, name) for name in types):
-        yield _wrong_type(config, place, types, value)
+        yield _wrong_type(config, place, types, node)
         return
     allowed = rules.get("enum")
     if allowed is not None and value not in allowed:
@@ -96,17 +108,25 @@ def _elements(config: Configuration, place: Place, rules: Mapping[str, Any], nod
             )
 
 
-def _wrong_type(config: Configuration, place: Place, types: list[str], value: object) -> Finding:
+def _wrong_type(config: Configuration, place: Place, types: list[str], node: Node) -> Finding:
+    value = plain(node)
     wanted = " or ".join(_WORDS[name] for name in types)
     allowed = (place.rules or {}).get("enum")
     converted = is_pydantic(place.section) and _converts(value, types)
     if allowed is not None and _corrected(value, types) not in map(str, allowed):
         converted = False
+    if converted and "boolean" not in types and not _in_bounds(float(str(value)), place.rules or {}):
+        converted = False
     effect = "DeepSpeed converts it, but what reads the file besides may take the text for true" if converted else ""
+    if not converted and set(types) <= {"boolean", "null"} and isinstance(value, int | float) and value in (0, 1):
+        # What is not pydantic's is tested for truth alone.
+        converted, effect = True, f"DeepSpeed takes it for {_corrected(value, types)}"
     message = f"{place.path} is {_show(value)}, which is {_kind(value)} and not {wanted}"
+    meant = _corrected(value, types)
+    edit = Edit(offset=node.offset, end=node.end, text=meant) if meant and isinstance(node, Scalar) else None
     return config.finding(
-        WRONG_TYPE, place.path, f"{message}; {effect}" if effect else message, _corrected(value, types) or wanted,
-        severity=WARNING if converted else ERROR, member=place.member, on_value=True,
+        WRONG_TYPE, place.path, f"{message}; {effect}" if effect else message, meant or wanted,
+        severity=WARNING if converted else ERROR, member=place.member, on_value=True, edit=edit,
     )  # fmt: skip
 
 
@@ -134,8 +154,25 @@ def _corrected(value: object, types: list[str]) -> str:
         except ValueError:
             return ""
         if abs(number) < 2**63 and (number.is_integer() or "number" in types):
-            return str(int(number)) if number.is_integer() else value
+            return str(int(number)) if number.is_integer() else repr(number)
     return ""
+
+
+def _in_bounds(value: float, rules: Mapping[str, Any]) -> bool:
+    return all(holds(value, rules[name]) for name, _, holds in _BOUNDS if name in rules)
+
+
+def words(config: Configuration) -> Iterator[Finding]:
+    """Keys that hold a number or a list, or one word.
+
+    Source: ``runtime/zenflow/zenflow_config.py`` (``ZenFlowConfig.validate_fields``) and ``runtime/config.py``
+    (``_initialize_params``, keep_in_fp32_modules).
+    """
+    for path in _OR_AUTO:
+        value = config.get(path)
+        if isinstance(value, str) and value != "auto":
+            message = f"{path} cannot be {_show(value)}; the only word that it takes is auto"
+            yield config.finding(OUT_OF_RANGE, path, message, '"auto"', on_value=True)
 
 
 def missing(config: Configuration) -> Iterator[Finding]:
@@ -200,4 +237,4 @@ def _show(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-CHECKS = (types_and_ranges, missing, enabled_without)
+CHECKS = (types_and_ranges, words, missing, enabled_without)

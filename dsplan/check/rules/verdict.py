@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from dsplan.check.configuration import DEEPSPEED, Configuration
 from dsplan.check.finding import ERROR, NOTE, WARNING, Finding, Rule
+from dsplan.check.planned import plan_of
 from dsplan.errors import InputError
 from dsplan.units import format_bytes
 
@@ -24,22 +25,13 @@ def fits(config: Configuration) -> Iterator[Finding]:
     run = config.run
     if run.model is None or run.cluster is None or run.cluster.accelerator is None:
         return
-    if not config.alone or not config.complete:
-        yield _none(config, "only a file of its own, without syntax errors, is estimated")
-        return
     from dsplan import estimate as estimator  # 100 ms that only a verdict needs
-    from dsplan.dsconfig.read import read_ds_config
 
     try:
-        plan = read_ds_config(
-            config.path,
-            world_size=run.cluster.world_size,
-            sequence_length=run.sequence_length or run.model.max_position_embeddings,
-            optimizer=None if config.has("optimizer") else "adamw",
-        ).plan
+        plan = plan_of(config, run.model)
         row = estimator.estimate(run.model, [plan], run.cluster, ladder=False).plans[0]
     except InputError as error:
-        yield _none(config, str(error).removeprefix(f"{config.path}: "))
+        yield _none(config, str(error))
         return
     usable = run.cluster.accelerator.usable_bytes or 0
     need = f"needs {format_bytes(row.device.device_bytes)} of {format_bytes(usable)} on the device"

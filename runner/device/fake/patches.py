@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 from torch.utils._mode_utils import no_dispatch
 
 from dsplan.kernels import Kernels
@@ -95,6 +95,14 @@ def _of_fake_tensors(tracker: Tracker, device: torch.device) -> list[Patch]:
             "data",
             property(_get_data, _set_data),
             "with the same keys `.data =` works, but the Python side of a fake tensor keeps its device",
+        ),
+        Patch(
+            FakeTensor,
+            "narrow",
+            _narrow,
+            "stage 3 cuts every gathered parameter into a view for every rank (deepspeed/runtime/zero/"
+            "partition_parameters.py), half a million of them on 512 ranks; a view takes no memory, and this is what "
+            "the dispatch of fake tensors comes to in the end, four times faster",
         ),
         Patch(
             torch.nn.Module,
@@ -229,6 +237,16 @@ def _set_data(tensor: Any, value: Any) -> None:
     if isinstance(value, FakeTensor):
         tensor.fake_device = value.fake_device
         tensor.constant = None
+
+
+def _narrow(tensor: Any, dim: Any, start: Any, length: Any) -> Any:
+    """``torch.Tensor.narrow``; the short way for what autograd does not follow."""
+    if tensor.requires_grad or tensor.constant is not None or type(start) is not int or type(length) is not int:
+        return torch.Tensor.narrow(tensor, dim, start, length)
+    mode = tensor.fake_mode
+    with in_kernel_invocation_manager(mode):
+        view = torch.Tensor.narrow(tensor, dim, start, length)
+    return FakeTensor(mode, view, tensor.fake_device)
 
 
 def _apply(module: Any, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.device.fake import lost
@@ -22,6 +22,9 @@ _DEVICE_OF = torch.ops.prim.device.default
 _ITEM = aten._local_scalar_dense.default
 _EQUAL = aten.equal.default
 _COPY = aten.copy_.default
+_CAT = aten.cat.default
+#: Tensors, from where on fake tensors take longer to look up what is known of a concatenation than it takes.
+_MANY = 8
 _CASTS = frozenset({aten._to_copy.default, _COPY})
 
 
@@ -79,7 +82,9 @@ class Tracker(TorchDispatchMode):
         pinned = kwargs.pop("pin_memory", None) is True and not self._one_pool
         elsewhere = bool(args) and (func in _CASTS or kwargs.get("device") is not None)
         constant = getattr(args[0], "constant", None) if elsewhere else None
-        if constant is not None:  # fake tensors would compute it, for which the pretend device has no kernels
+        if func is _CAT and len(args[0]) > _MANY:
+            result = _cat(*args, **kwargs)
+        elif constant is not None:  # fake tensors would compute it, for which the pretend device has no kernels
             args[0].constant = None
             result = func(*args, **kwargs)
             args[0].constant = constant
@@ -156,6 +161,16 @@ class Tracker(TorchDispatchMode):
         if self._held.get(reference.key) is reference:
             del self._held[reference.key]
         self._memory.free(reference.allocation)
+
+
+def _cat(tensors: list[Any], dim: int = 0) -> Any:
+    """As fake tensors do it when they see the shapes for the first time: stage 3 joins a part of every rank."""
+    first = tensors[0]
+    if not all(type(each) is FakeTensor and each.fake_device == first.fake_device for each in tensors):
+        return _CAT(tensors, dim)
+    with in_kernel_invocation_manager(first.fake_mode):
+        joined = _CAT(tensors, dim)
+    return FakeTensor(first.fake_mode, joined, first.fake_device)
 
 
 def _copy_number(target: Any, source: Any) -> None:

@@ -1,0 +1,53 @@
+"""What is done for fake tensors without their dispatch comes to the same."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from runner.device.fake.patches import _narrow
+from runner.device.fake.tracking import _cat
+
+
+@pytest.mark.parametrize("arguments", [(0, 3, 4), (0, 0, 0), (-1, 2, 5), (1, -4, 2), (0, 6, 0)])
+def test_a_narrowed_tensor_is_the_same_view(arguments: tuple[int, int, int]) -> None:
+    with FakeTensorMode():
+        tensor = torch.empty(8, 9, dtype=torch.bfloat16)[::1, 1:]
+        expected, found = torch.Tensor.narrow(tensor, *arguments), _narrow(tensor, *arguments)
+    assert type(found) is type(expected) is FakeTensor
+    for attribute in ("shape", "dtype", "device", "layout", "requires_grad"):
+        assert getattr(found, attribute) == getattr(expected, attribute)
+    assert (found.stride(), found.storage_offset()) == (expected.stride(), expected.storage_offset())
+    assert found.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+
+
+@pytest.mark.parametrize("arguments", [(0, 7, 2), (2, 0, 1), (0, 0, -1), (0, 9, 0)])
+def test_what_cannot_be_narrowed_is_the_same_error(arguments: tuple[int, int, int]) -> None:
+    with FakeTensorMode():
+        tensor = torch.empty(8, 9)
+        with pytest.raises((IndexError, RuntimeError)) as expected:
+            torch.Tensor.narrow(tensor, *arguments)
+        with pytest.raises(type(expected.value)):
+            _narrow(tensor, *arguments)
+
+
+def test_what_autograd_follows_goes_the_long_way() -> None:
+    with FakeTensorMode():
+        tensor = torch.empty(8, requires_grad=True)
+        assert _narrow(tensor, 0, 1, 2).grad_fn is not None
+
+
+def test_tensors_are_joined_as_by_torch() -> None:
+    with FakeTensorMode():
+        parts = [torch.empty(size, 3, dtype=torch.float16) for size in range(12)]
+        expected, found = torch.ops.aten.cat.default(parts), _cat(parts)
+        wide = _cat([part.t() for part in parts], 1)
+    assert type(found) is FakeTensor
+    assert (found.shape, found.dtype, found.device) == (expected.shape, expected.dtype, expected.device)
+    assert found.stride() == expected.stride()
+    assert wide.shape == (3, sum(range(12)))
+    assert found.untyped_storage().nbytes() == expected.untyped_storage().nbytes()

@@ -9,12 +9,20 @@ from typing import Any
 import pytest
 
 from dsplan.cli import main
+from dsplan.dsconfig import deepspeed_parser
 from dsplan.dsconfig.read import read_ds_config
 from dsplan.dsconfig.versions import knows, supported_versions
 from dsplan.records import mistakes
 
 COMMAND = ["emit-config", "--model", "gpt2", "--gpus", "4", "--gpu", "h200"]
+#: Of the releases that are known.
 OLDEST, NEWEST = supported_versions()[0], supported_versions()[-1]
+
+
+@pytest.fixture(autouse=True)
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's parser, which takes seconds to start, is asked elsewhere."""
+    monkeypatch.setattr(deepspeed_parser, "check_with_deepspeed", lambda *_: None)
 
 
 def emitted(capsys: pytest.CaptureFixture[str], path: Path, *arguments: str) -> dict[str, Any]:

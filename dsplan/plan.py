@@ -11,6 +11,9 @@ from dsplan.zero import ZeroConfig
 #: Optimizers that DeepSpeed updates on the CPU itself (runtime/engine.py, _configure_basic_optimizer).
 CPU_OPTIMIZERS = ("adamw", "adam", "lion", "adagrad")
 
+#: Optimizers that torch.optim has, which DDP uses without DeepSpeed.
+TORCH_OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -20,6 +23,7 @@ class Plan:
         name: e.g. ``zero2``, ``zero3-offload-optimizer-ckpt``.
         gradient_clipping: DeepSpeed's ``gradient_clipping``; 0 disables it.
         torch_adam: ``optimizer.params.torch_adam``: torch's AdamW in place of DeepSpeed's fused one.
+        ddp: torch's DistributedDataParallel with native AMP in place of DeepSpeed; ``zero`` says nothing then.
     """
 
     name: str
@@ -27,8 +31,15 @@ class Plan:
     workload: Workload = field(default_factory=Workload)
     gradient_clipping: float = 1.0
     torch_adam: bool = False
+    ddp: bool = False
 
     def __post_init__(self) -> None:
+        if self.ddp and self.zero.stage != 0:
+            raise InputError(f"zero_optimization.stage: {self.zero.stage} is not allowed; ddp partitions nothing")
+        if self.ddp and self.workload.optimizer not in TORCH_OPTIMIZERS:
+            raise InputError(
+                f"optimizer: torch has no {self.workload.optimizer}; with ddp use one of {', '.join(TORCH_OPTIMIZERS)}"
+            )
         if self.zero.offloads_optimizer and self.workload.optimizer not in CPU_OPTIMIZERS:
             raise InputError(
                 f"optimizer: {self.workload.optimizer} has no CPU version in DeepSpeed; "

@@ -19,6 +19,9 @@ from dsplan.zero import OffloadOptimizer, OffloadParam, ZeroConfig
 
 _CPU = OffloadOptimizer(device="cpu")
 
+#: The strategy without DeepSpeed; see :func:`ddp_plans`.
+DDP = "ddp"
+
 #: Strategies without checkpointing, fastest first; each also exists with the suffix ``-ckpt``.
 _RESIDENT = {
     "zero0": ZeroConfig(stage=0),
@@ -68,6 +71,28 @@ def standard_plans(
                 for name, zero in group.items()
             ]
     return tuple(plans)
+
+
+def ddp_plans(workload: Workload, *, checkpointing_kind: str = "torch") -> tuple[Plan, ...]:
+    """torch's DistributedDataParallel with native AMP, without and with activation checkpointing; by name only.
+
+    It is no row of the table: each of those is a DeepSpeed configuration that can be emitted and verified, and this
+    is none.
+
+    Raises:
+        InputError: torch has no such optimizer.
+    """
+    kinds: tuple[str, ...] = ("none", checkpointing_kind)
+    if workload.activation_checkpointing != "none":
+        kinds = (workload.activation_checkpointing,)
+    return tuple(
+        Plan(
+            name=DDP if kind == "none" else f"{DDP}-ckpt",
+            ddp=True,
+            workload=replace(workload, activation_checkpointing=kind),
+        )
+        for kind in kinds
+    )
 
 
 def find_plan(plans: Iterable[Plan], name: str) -> Plan:

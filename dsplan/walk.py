@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from dsplan.activations import INPUTS, Program, programs
-from dsplan.engine import Run, candidate_ranks, engine_for
+from dsplan.activations import INPUTS, Program
+from dsplan.engine import Run, candidate_ranks, engine_for, programs_for
 from dsplan.engine.gathering import MICRO_BATCHES, acts
 from dsplan.kernels import Kernels
 from dsplan.ledger import PAGEABLE, PINNED, Ledger, MemoryTerm, PhaseMemory, StepMemory, Term
@@ -128,7 +128,7 @@ class _Walk:
         # Only tied weights tell the two apart; all others share one recording of their programs.
         tells = own_linear and run.model.tie_word_embeddings
         kernels = replace(run.kernels, zero3_linear=True) if tells else run.kernels
-        self.pieces = programs(run.model, run.plan.workload, kernels)
+        self.pieces = programs_for(run, kernels)
         cuts = (self.engine.follows_gradients, self.engine.follows_modules)
         self.embedding = _compress(run.model, self.pieces.embedding, *cuts)
         self.block = _compress(run.model, self.pieces.block, *cuts)

@@ -37,6 +37,7 @@ LAYERS = (
     "estimate comparison",
     "runner_process verify_device check",
     "verification",
+    "replay",
     "report",
     "cli",
     "__main__",

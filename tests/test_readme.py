@@ -25,7 +25,7 @@ def _dsplan(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_readme_shows_every_command() -> None:
-    assert {command.split()[1] for command in _commands()} == {"estimate", "emit-config", "check", "verify"}
+    assert {command.split()[1] for command in _commands()} == {"estimate", "emit-config", "check", "verify", "replay"}
 
 
 def test_planning_commands_run_in_order(tmp_path: Path) -> None:

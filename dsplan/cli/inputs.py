@@ -70,5 +70,9 @@ def read_inputs(
     else:
         plans = strategy_plans(workload, found.shape, cluster, machine.nvme_path)
     if plan is not None:
+        if plan_flag == "--plan" and read is None and plan.casefold().startswith("ddp"):
+            from dsplan.strategies import ddp_plans
+
+            plans = (*plans, *ddp_plans(plans[0].workload))  # by name only: nothing of it can be emitted
         plans = (named_plan(plans, plan, plan_flag),)
     return Inputs(model=found.shape, inferred=found.inferred, cluster=cluster, plans=plans, ds_config=read)

@@ -1,16 +1,18 @@
-"""engine: DeepSpeed's engines as sequences of allocations, one file per family of stages."""
+"""engine: DeepSpeed's engines as sequences of allocations, one file per family of stages; and torch's DDP."""
 
 from __future__ import annotations
 
+from dsplan.activations import Programs, programs
 from dsplan.engine.base import Engine, Run
 from dsplan.engine.stage0 import Stage0Flat, Stage0Plain, Stage0Unfused
 from dsplan.engine.stage12 import Stage12
+from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
 from dsplan.optimizers import device_optimizer
 from dsplan.partition import worst_ranks
 from dsplan.plan import Plan
 
-__all__ = ["Engine", "Run", "candidate_ranks", "engine_for"]
+__all__ = ["Engine", "Run", "candidate_ranks", "engine_for", "programs_for"]
 
 
 def candidate_ranks(model: ModelShape, plan: Plan, world_size: int) -> tuple[int, ...]:
@@ -21,7 +23,11 @@ def candidate_ranks(model: ModelShape, plan: Plan, world_size: int) -> tuple[int
 
 
 def engine_for(run: Run) -> Engine:
-    """The engine that DeepSpeed would choose (engine.py _do_optimizer_sanity_check)."""
+    """The engine that DeepSpeed would choose (engine.py _do_optimizer_sanity_check); DDP has its own."""
+    if run.plan.ddp:
+        from dsplan.engine.ddp import Ddp
+
+        return Ddp(run)
     stage = run.plan.zero.stage
     if stage == 3:
         from dsplan.engine.stage3 import Stage3
@@ -32,3 +38,12 @@ def engine_for(run: Run) -> Engine:
     if run.element_bytes == 4:
         return Stage0Plain(run)
     return Stage0Flat(run) if device_optimizer(run.plan).fused else Stage0Unfused(run)
+
+
+def programs_for(run: Run, kernels: Kernels) -> Programs:
+    """What the model runs on ``kernels``: under autocast where DDP trains in a 16-bit precision."""
+    if run.plan.ddp and run.element_bytes != 4:
+        from dsplan.engine.autocast import autocast_programs
+
+        return autocast_programs(run.model, run.plan.workload, kernels)
+    return programs(run.model, run.plan.workload, kernels)

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from runner.device.fake.patches import _narrow
+from runner.device.fake.patches import _get_item, _narrow
 from runner.device.fake.tracking import _cat
 
 
@@ -22,6 +22,19 @@ def test_a_narrowed_tensor_is_the_same_view(arguments: tuple[int, int, int]) -> 
     for attribute in ("shape", "dtype", "device", "layout", "requires_grad"):
         assert getattr(found, attribute) == getattr(expected, attribute)
     assert (found.stride(), found.storage_offset()) == (expected.stride(), expected.storage_offset())
+    assert found.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+
+
+@pytest.mark.parametrize(
+    "index", [slice(2, 5), slice(None), slice(-3, None), slice(5, 2), slice(0, 99), slice(0, 8, 2), 3, (0, slice(1, 2))]
+)
+def test_a_slice_is_the_same_view(index: object) -> None:
+    with FakeTensorMode():
+        tensor = torch.empty(8, 9)
+        expected, found = torch.Tensor.__getitem__(tensor, index), _get_item(tensor, index)
+    assert type(found) is FakeTensor
+    assert (found.shape, found.stride()) == (expected.shape, expected.stride())
+    assert found.storage_offset() == expected.storage_offset()
     assert found.untyped_storage()._cdata == tensor.untyped_storage()._cdata
 
 

@@ -1,0 +1,400 @@
+"""Autocast: minGPT's programs where the weights are fp32 and ``torch.autocast`` picks the type of every operator.
+
+Which operators run in half precision and which in fp32 are CUDA's lists (torch/include/ATen/autocast_mode.h): linear
+layers and matrix products in half, softmax, ``pow`` and the loss in fp32; the others take their inputs as they come,
+so the residual stream stays fp32. Weights are cast once a forward pass and the copies kept until it leaves autocast
+(aten/src/ATen/autocast_mode.cpp, cached_cast); autograd keeps those of the matrices until their backward.
+
+Legend: e bytes of autocast's type, b micro batch, s sequence, h width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from dsplan import attention, operators
+from dsplan.activations import (
+    LOGITS,
+    MLP,
+    NORMALISED,
+    SCALARS,
+    STREAM,
+    Programs,
+    _Block,
+    _Embedding,
+    _Head,
+    _Piece,
+    _record,
+)
+from dsplan.kernels import Kernels
+from dsplan.ledger import Term
+from dsplan.model import ModelShape
+from dsplan.operators import BACKWARD, PARAMETER_GRADIENT, WORKING
+from dsplan.tape import FREE, PRODUCT, Storage, Tape, Tensor
+from dsplan.units import round_up
+from dsplan.workload import Workload
+
+WEIGHT_COPIES = Term(
+    "weights cast by autocast",
+    "e·n of each linear layer",
+    "aten/src/ATen/autocast_mode.cpp cached_cast; saved by addmm for its backward",
+)
+FULL = 4  # bytes of an fp32 element
+
+
+@lru_cache(maxsize=256)
+def autocast_programs(model: ModelShape, workload: Workload, kernels: Kernels) -> Programs:
+    """The three pieces under autocast to ``workload.precision``, recorded for one micro batch."""
+    pieces = (kind(model, workload, kernels) for kind in (_CastEmbedding, _CastBlock, _CastHead))
+    embedding, block, head = (_record(piece) for piece in pieces)
+    return Programs(embedding=embedding, block=block, head=head)
+
+
+class _Cast(_Piece):
+    """Sizes and operators that all pieces share: the stream and the norms in fp32, linear layers in half."""
+
+    def __init__(self, model: ModelShape, workload: Workload, kernels: Kernels) -> None:
+        super().__init__(model, workload, kernels)
+        self.stream_bytes = FULL * self.b * self.s * self.h
+        if not kernels.float_norm_statistics:
+            self.statistics_bytes = FULL * self.b * self.s
+        self.checkpoints = workload.activation_checkpointing != "none"
+
+    def layer_norm(self, x: Tensor, name: str, term: Term) -> Tensor:
+        def apply(y: Tensor) -> Tensor:
+            return operators.layer_norm(self.tape, y, term, name, self.statistics_bytes, FULL * self.h)
+
+        return self.tape.module(name, apply, x)
+
+    def linear(self, x: Tensor, name: str, n_in: int, n_out: int, term: Term) -> Tensor:
+        size = self.e * self.b * self.s * n_out
+        half = self.e * self.b * self.s * n_in
+
+        def apply(y: Tensor) -> Tensor:
+            return self._linear(y, name, size, half, n_in * n_out, n_out, term)
+
+        return self.tape.module(name, apply, x)
+
+    def _linear(
+        self, x: Tensor, name: str, size: int, half: int, weights: int, biases: int, term: Term, *, tied: bool = False
+    ) -> Tensor:
+        """``F.linear`` of a fp32 or half input; ``biases`` 0 means none. The casts are nodes of their own.
+
+        The gradient of a ``tied`` weight waits for the other use of the weight, which hands both over.
+        """
+        t, e = self.tape, self.e
+        y = x if x.storage.size == round_up(half, t.kernels.block_bytes) and e != FULL else cast(t, x, half, NORMALISED)
+        weight = t.tensor(e * weights, WEIGHT_COPIES)
+        kept, kept_weight = t.save(y), t.save(weight)
+        bias = t.tensor(e * biases, WEIGHT_COPIES) if biases else None
+        if t.saving or not self.checkpoints:
+            t.drop(weight)  # autograd's from here on
+        if bias is not None and self.recomputes:
+            t.drop(bias)
+        out = t.tensor(size, term)
+        if y is not x:
+            t.drop(y)
+
+        def backward(gradient: Storage) -> None:
+            if biases:
+                dx = t.allocate(half, BACKWARD)
+                half_weight = t.allocate(e * weights, BACKWARD)
+                half_bias = t.allocate(e * biases, BACKWARD)
+            else:
+                half_weight = t.allocate(e * weights, BACKWARD)
+                t.mark(PRODUCT, name)
+                dx = t.allocate(half, BACKWARD)
+            t.release(gradient)
+            t.forget(kept, kept_weight)
+            if biases:
+                t.allocate(FULL * biases, PARAMETER_GRADIENT)
+                t.release(half_bias)
+                t.parameter_gradient(f"{name}.bias")
+            t.allocate(FULL * weights, PARAMETER_GRADIENT)
+            t.release(half_weight)
+            if not tied:
+                t.parameter_gradient(f"{name}.weight")
+            t.give(y, dx)
+
+        return t.node(out, backward)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the tape is in the second run of a checkpointed block, whose own autocast ends with it."""
+        return self.checkpoints and self.tape.saving
+
+
+class _CastBlock(_Cast, _Block):
+    """A block: half precision inside attention and MLP, fp32 between them."""
+
+    def block(self, x: Tensor) -> Tensor:
+        t = self.tape
+        normalised = self.layer_norm(x, "ln_1", NORMALISED)
+        attended = t.module("attn", self.attention, normalised)
+        t.drop(normalised)
+        middle = self._add(x, attended)
+        t.drop(attended)
+        normalised = self.layer_norm(middle, "ln_2", NORMALISED)
+        dropped = t.module("mlp", self.mlp, normalised)
+        t.drop(normalised)
+        out = self._add(middle, dropped)
+        t.drop(dropped, middle)
+        return out
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        """fp32 + half is fp32; autograd casts the half one's gradient (engine.cpp validate_outputs)."""
+        t = self.tape
+        out = t.tensor(x.storage.size, STREAM)
+
+        def backward(gradient: Storage) -> None:
+            t.give(y, t.allocate(y.storage.size, BACKWARD))
+            t.give(x, gradient)
+
+        return t.node(out, backward)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        t, h, width = self.tape, self.h, self.model.mlp_width
+        hidden = self.linear(x, "mlp.c_fc", h, width, MLP)
+        if self.model.activation == "gelu_new":
+            active = t.module("mlp.act", self._gelu_new, hidden)
+        else:
+            active = t.module("mlp.act", lambda y: operators.gelu(t, y, MLP), hidden)
+        t.drop(hidden)
+        projected = self.linear(active, "mlp.c_proj", width, h, WORKING)
+        t.drop(active)
+        dropped = self.dropout(projected, "mlp.dropout")
+        t.drop(projected)
+        return dropped
+
+    def _gelu_new(self, x: Tensor) -> Tensor:
+        """``0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``: ``pow`` is fp32, and what follows takes that over."""
+        t = self.tape
+        size = x.storage.size
+        full = FULL // self.e * size
+        half = t.tensor(size, MLP)
+        x_full = t.tensor(full, MLP)
+        kept_x = t.save(x_full)
+        cube = t.tensor(full, WORKING)
+        t.drop(x_full)
+        scaled = t.tensor(full, WORKING)
+        t.drop(cube)
+        inner = t.tensor(full, WORKING)
+        t.drop(scaled)
+        argument = t.tensor(full, WORKING)
+        t.drop(inner)
+        tanh = t.tensor(full, MLP)
+        kept_tanh = t.save(tanh)
+        t.drop(argument)
+        one_plus = t.tensor(full, MLP)
+        t.drop(tanh)
+        kept_half, kept_one_plus = t.save(half), t.save(one_plus)
+        out = t.tensor(full, WORKING)
+        t.drop(half, one_plus)
+
+        def backward(gradient: Storage) -> None:
+            d_half_full, d_tanh = t.allocate(full, BACKWARD), t.allocate(full, BACKWARD)
+            d_half = t.allocate(size, BACKWARD)
+            t.release(d_half_full)
+            t.release(gradient)
+            t.forget(kept_one_plus, kept_half)
+            d_argument = t.allocate(full, BACKWARD)
+            t.release(d_tanh)
+            t.forget(kept_tanh)
+            d_inner = t.allocate(full, BACKWARD)
+            t.release(d_argument)
+            d_x = t.allocate(size, BACKWARD)
+            d_scaled = t.allocate(full, BACKWARD)
+            t.release(d_inner)
+            square, three = t.allocate(full, BACKWARD), t.allocate(full, BACKWARD)
+            d_cube = t.allocate(full, BACKWARD)
+            t.release(three)
+            t.release(square)
+            t.release(d_scaled)
+            t.forget(kept_x)
+            d_x_of_cube = t.allocate(size, BACKWARD)
+            t.release(d_cube)
+            t.release(d_x_of_cube)  # added to the other in place
+            d_x_of_half = t.allocate(size, BACKWARD)
+            t.release(d_half)
+            t.release(d_x_of_half)
+            t.give(x, d_x)
+
+        return t.node(out, backward)
+
+    def attention(self, x: Tensor) -> Tensor:
+        t, h = self.tape, self.h
+        shape = attention.AttentionShape(
+            batch=self.b,
+            length=self.s,
+            heads=self.model.num_attention_heads,
+            head_width=self.model.head_width,
+            element_bytes=self.e,
+            dropout=self.model.dropout,
+        )
+        qkv = self.linear(x, "attn.c_attn", h, 3 * h, attention.QKV)
+        core = _eager if self.model.attention == "eager" else attention.fused
+        context = core(t, qkv, shape)
+        projected = self.linear(context, "attn.c_proj", h, h, WORKING)
+        t.drop(context)
+        dropped = self.dropout(projected, "attn.resid_dropout")
+        t.drop(projected, qkv)
+        return dropped
+
+
+def _eager(t: Tape, qkv: Tensor, shape: attention.AttentionShape) -> Tensor:
+    """``dsplan.attention.eager`` with softmax and its dropout in fp32."""
+    one, scores = shape.values_bytes, shape.element_bytes * shape.num_scores
+    full = FULL * shape.num_scores
+    value = t.view(qkv.storage)
+    q, k = t.tensor(one, attention.QKV), t.tensor(one, attention.QKV)
+    kept_qk = [t.save(q), t.save(k)]
+    raw = t.tensor(scores, WORKING)
+    t.drop(q, k)
+    scaled = t.tensor(scores, WORKING)
+    t.drop(raw)
+    mask = t.tensor(shape.length**2, attention.CAUSAL)
+    kept_mask = t.save(mask)
+    filled = t.tensor(scores, WORKING)
+    t.drop(mask, scaled)
+    filled_full = t.tensor(full, WORKING)
+    probabilities = t.tensor(full, attention.SCORES)
+    kept_probabilities = t.save(probabilities)
+    t.drop(filled_full, filled)
+
+    def backward_scores(gradient: Storage) -> None:
+        d_filled_full = t.allocate(full, BACKWARD)
+        t.release(gradient)
+        t.forget(kept_probabilities)
+        d_filled = t.allocate(scores, BACKWARD)
+        t.release(d_filled_full)
+        d_scaled = t.allocate(scores, BACKWARD)
+        t.release(d_filled)
+        t.forget(kept_mask)
+        d_raw = t.allocate(scores, BACKWARD)
+        t.release(d_scaled)
+        d_q, d_k = t.allocate(one, BACKWARD), t.allocate(one, BACKWARD)
+        t.release(d_raw)
+        t.forget(*kept_qk)
+        d_v = t.take_gradient(value)
+        assert d_v is not None
+        attention._concatenate_gradients(t, qkv, [d_v, d_q, d_k], copies=2, size=one)
+
+    t.node(probabilities, backward_scores)
+    out = _weighted_values(t, value, probabilities, shape)
+    t.drop(value)
+    return out
+
+
+def _weighted_values(t: Tape, value: Tensor, probabilities: Tensor, shape: attention.AttentionShape) -> Tensor:
+    """Dropout in fp32, its result cast for the product with the values."""
+    one, scores = shape.values_bytes, shape.element_bytes * shape.num_scores
+    dropped = t.module(
+        "attn.attn_dropout",
+        lambda x: operators.dropout(
+            t, x, shape.num_scores, FULL, shape.dropout, attention.SCORE_MASK, term=attention.SCORES
+        ),
+        probabilities,
+    )
+    t.drop(probabilities)
+    dropped_half = cast(t, dropped, scores, attention.SCORES)
+    v = t.tensor(one, attention.QKV)
+    kept_v, kept_dropped = t.save(v), t.save(dropped_half)
+    heads_first = t.tensor(one, WORKING)
+    t.drop(v, dropped, dropped_half)
+    out = t.tensor(one, attention.CONTEXT)
+    t.drop(heads_first)
+
+    def backward_values(gradient: Storage) -> None:
+        d_heads_first = t.allocate(one, BACKWARD)
+        t.release(gradient)
+        d_v = t.allocate(one, BACKWARD)
+        d_dropped = t.allocate(scores, BACKWARD)
+        t.release(d_heads_first)
+        t.forget(kept_v, kept_dropped)
+        t.give(value, d_v)
+        t.give(dropped_half, d_dropped)
+
+    return t.node(out, backward_values)
+
+
+def cast(t: Tape, x: Tensor, size: int, term: Term) -> Tensor:
+    """``x.to(dtype)`` into ``size`` bytes: keeps nothing, and casts the gradient back."""
+    out = t.tensor(size, term)
+
+    def backward(gradient: Storage) -> None:
+        dx = t.allocate(x.storage.size, BACKWARD)
+        t.release(gradient)
+        t.give(x, dx)
+
+    return t.node(out, backward)
+
+
+class _CastEmbedding(_Cast, _Embedding):
+    """The embeddings are in no list of autocast's: fp32 throughout."""
+
+    def __init__(self, model: ModelShape, workload: Workload, kernels: Kernels) -> None:
+        super().__init__(model, workload, kernels)
+        self.e = FULL
+
+    def add_to_the_heads(self, gradient: Storage) -> None:
+        """A tied weight's gradient is added in place to the head's, which its cast made anew."""
+        if self.tape.kernels.accumulates_in_place:
+            self.tape.release(gradient)
+        else:
+            super().add_to_the_heads(gradient)
+
+
+class _CastHead(_Cast, _Head):
+    """Final norm in fp32, head and log-softmax in half, the loss in fp32; then autocast ends."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, e = self.tape, self.e
+        normalised = self.layer_norm(x, "transformer.ln_f", NORMALISED)
+        tokens = self.b * self.s
+        size, half = e * tokens * self.model.vocab_size, e * tokens * self.h
+
+        def head(y: Tensor) -> Tensor:
+            weights, tied = self.h * self.model.vocab_size, self.model.tie_word_embeddings
+            return self._linear(y, "lm_head", size, half, weights, 0, LOGITS, tied=tied)
+
+        logits = t.module("lm_head", head, normalised)
+        t.drop(normalised)
+        loss = self._cross_entropy(logits)
+        t.drop(logits)
+        self._leave_autocast()
+        return loss
+
+    def _cross_entropy(self, logits: Tensor) -> Tensor:
+        """log_softmax keeps the type that it is asked for, the logits'; nll_loss is fp32."""
+        t = self.tape
+        full = FULL // self.e * logits.storage.size
+        log_probabilities = t.tensor(logits.storage.size, LOGITS)
+        kept = t.save(log_probabilities)
+        log_full = t.tensor(full, LOGITS)
+        kept_full = t.save(log_full)  # nll_loss saves its input
+        loss, weight = t.tensor(FULL, SCALARS), t.tensor(FULL, SCALARS)
+        kept_weight = t.save(weight)
+        t.drop(weight, log_full, log_probabilities)
+
+        def backward(gradient: Storage) -> None:
+            d_log_full = t.allocate(full, BACKWARD)
+            t.release(gradient)
+            t.forget(kept_weight, kept_full)
+            d_log = t.allocate(logits.storage.size, BACKWARD)
+            t.release(d_log_full)
+            d_logits = t.allocate(logits.storage.size, BACKWARD)
+            t.release(d_log)
+            t.forget(kept)
+            t.give(logits, d_logits)
+
+        return t.node(loss, backward)
+
+    def _leave_autocast(self) -> None:
+        """The cache is cleared: what only it held goes, the biases' copies, and of checkpointed blocks all."""
+        t = self.tape
+        parameters = [p for p in self.model.block_parameters if not p.name.startswith("ln_")]
+        for _ in range(self.model.num_layers):
+            for parameter in parameters:
+                if self.checkpoints or len(parameter.shape) == 1:
+                    size = round_up(self.e * parameter.numel, t.kernels.block_bytes)
+                    t.events.append((FREE, size, WEIGHT_COPIES))

@@ -79,6 +79,8 @@ SPECS = {
     ),
     "muon": spec(BF16, zero(2), MUON, gpus=1),
     "hpz": spec(BF16, zero(3, zero_hpz_partition_size=2), gpus=8),
+    "own-linear": spec(BF16, zero(3)),
+    "torch-linear": spec(BF16, zero(3, memory_efficient_linear=False)),
     "whole": spec(BF16, zero(3), zero_init=False),
     "quantised": spec(BF16, zero(3, zero_quantized_weights=True)),
     "nvme-4": spec(BF16, nvme(4)),
@@ -239,6 +241,12 @@ def test_hpz_adds_a_second_partition_within_the_node(runs: dict[str, Any]) -> No
     # Of every parameter half, in bf16, in a block of its own; and it is there when the initialisation ends.
     secondary = sum(block(2 * size // 2) for size in parameters())
     assert term(runs["hpz"], "init", "partition_parameters.py", "zero_wrapper", step="init") == secondary
+
+
+def test_without_its_own_linear_layer_autograd_keeps_the_gathered_weights(runs: dict[str, Any]) -> None:
+    kept = phase(runs["torch-linear"], "forward", step=0) - phase(runs["own-linear"], "forward", step=0)
+    workspace = 1 << 20  # cublasLt's: torch's layer adds the bias in the product, DeepSpeed's after it
+    assert kept == workspace + sum(block(2 * size) for size in [*L * matrices(), V * H])
 
 
 def test_without_zero_init_the_model_is_built_on_the_host(runs: dict[str, Any]) -> None:

@@ -87,6 +87,7 @@ COVERED_BY_DRY_RUN = frozenset(
         "zero_optimization.use_all_reduce_for_fetch_params",
         "zero_optimization.stage3_allgather_sequential",
         "zero_optimization.allgather_sequential",
+        "zero_optimization.memory_efficient_linear",
         "zero_optimization.zero_hpz_partition_size",
         "zero_optimization.zero_quantized_weights",
         "zero_optimization.leaf_module.classes",
@@ -114,7 +115,7 @@ def require_modelled(document: Mapping[str, Any], precision: str, *, dry_run: bo
     Raises:
         InputError: the document has such a setting; for ``dry_run``, one that a dry run does not cover either.
     """
-    found = [*_table(document), *_dtypes(document, precision), *_nvme(document)]
+    found = [*_table(document), *_dtypes(document, precision), *_nvme(document), *_linear(document)]
     refused = [setting for setting in found if not (dry_run and setting.key in COVERED_BY_DRY_RUN)]
     if refused:
         why = (
@@ -162,6 +163,14 @@ def _nvme(document: Mapping[str, Any]) -> Iterator[_Setting]:
     ]
     if threads not in (None, 1) and "nvme" in devices:
         yield _Setting("aio.intra_op_parallelism", threads, "1")
+
+
+def _linear(document: Mapping[str, Any]) -> Iterator[_Setting]:
+    """Without its own linear layer (DeepSpeed ``runtime/zero/linear.py``) autograd keeps gathered weights of stage 3:
+    torch's saves ``weight.t()``, whose storage outlives the release of the parameter."""
+    key = "zero_optimization.memory_efficient_linear"
+    if lookup(document, key)[0] is False and lookup(document, "zero_optimization.stage")[0] == 3:
+        yield _Setting(key, False, "True at stage 3")
 
 
 def lookup(document: Mapping[str, Any], key: str) -> tuple[Any, bool]:

@@ -103,7 +103,7 @@ def plans(draw: st.DrawFn) -> Plan:
         stage3_model_persistence_threshold=draw(_elements),
         stage3_max_live_parameters=draw(_elements),
         stage3_max_reuse_distance=draw(_elements),
-        memory_efficient_linear=draw(st.booleans()),
+        memory_efficient_linear=stage == 3 or draw(st.booleans()),
         offload_optimizer=draw(_offload_optimizers(stage)),
         offload_param=draw(_offload_params(stage)),
     )

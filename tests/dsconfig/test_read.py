@@ -295,6 +295,7 @@ NOT_MODELLED: dict[str, dict[str, Any]] = {
     "bf16.bf16_optimizer_states": {"bfloat16": {"enabled": True, "bf16_optimizer_states": True}},
     "bf16.check_grad_overflow": {"bf16": {"enabled": True, "check_grad_overflow": False}},
     "fp16.fp16_master_weights_and_grads": {"fp16": {"enabled": True, "fp16_master_weights_and_grads": True}},
+    "memory_efficient_linear": {"zero_optimization": {"stage": 3, "memory_efficient_linear": False}},
     "zero_hpz_partition_size": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}},
     "zero_quantized_weights": {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
     "zero_quantized_gradients": {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}},

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dsplan import attention, operators
+from dsplan.attention import AttentionShape
 from dsplan.kernels import Kernels
 from dsplan.ledger import Term
 from dsplan.model import ModelShape
@@ -142,7 +143,7 @@ class _Block(_Piece):
 
     def attention(self, x: Tensor) -> Tensor:
         t, h = self.tape, self.h
-        shape = attention.AttentionShape(
+        shape = AttentionShape(
             batch=self.b,
             length=self.s,
             heads=self.model.num_attention_heads,
@@ -151,13 +152,16 @@ class _Block(_Piece):
             dropout=self.model.dropout,
         )
         qkv = self.linear(x, "attn.c_attn", h, 3 * h, attention.QKV)
-        core = attention.eager if self.model.attention == "eager" else attention.fused
-        context = core(t, qkv, shape)
+        eager = self.model.attention == "eager"
+        context = self.eager_attention(qkv, shape) if eager else attention.fused(t, qkv, shape)
         projected = self.linear(context, "attn.c_proj", h, h, WORKING)
         t.drop(context)
         dropped = self.dropout(projected, "attn.resid_dropout")
         t.drop(projected, qkv)  # q, k and v stay in the function's locals until it returns
         return dropped
+
+    def eager_attention(self, qkv: Tensor, shape: AttentionShape) -> Tensor:
+        return attention.eager(self.tape, qkv, shape)
 
 
 class _Embedding(_Piece):

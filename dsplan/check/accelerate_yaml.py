@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from dsplan.check import yaml_tree
-from dsplan.check.configuration import ACCELERATE, Configuration, Run
+from dsplan.check.configuration import Configuration, Run
 from dsplan.check.contents import Source, read_plain
 from dsplan.check.finding import Finding
 from dsplan.check.rules.accelerate import CONFLICT, NO_FILE, UNKNOWN_KEY
 from dsplan.check.rules.text import text_finding
 from dsplan.check.tree import Lines, Member, Scalar, Section
+from dsplan.dsconfig.consumers import ACCELERATE
 from dsplan.errors import nearest
 
 _SECTION = "deepspeed_config"

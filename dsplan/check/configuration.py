@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsplan.check.finding import Edit, Finding, Rule
 from dsplan.check.tree import Lines, Member, Section, find, plain
+from dsplan.dsconfig.consumers import DEEPSPEED
 
 if TYPE_CHECKING:
     from dsplan.hardware import Cluster
@@ -15,16 +16,6 @@ if TYPE_CHECKING:
 
 #: The section of ZeRO's settings.
 ZERO = "zero_optimization"
-
-DEEPSPEED, HF, ACCELERATE, LIGHTNING = "deepspeed", "hf", "accelerate", "lightning"
-#: Who hands the configuration to DeepSpeed: a script itself, or a framework.
-CONSUMERS = (DEEPSPEED, HF, ACCELERATE, LIGHTNING)
-CONSUMER_NAMES = {
-    DEEPSPEED: "DeepSpeed",
-    HF: "Hugging Face's Trainer",
-    ACCELERATE: "accelerate",
-    LIGHTNING: "Lightning",
-}
 
 
 _NOTHING = object()
@@ -35,7 +26,7 @@ class Run:
     """What the command line says about the run; None is "not said".
 
     Attributes:
-        consumer: one of :data:`CONSUMERS`.
+        consumer: one of :data:`dsplan.dsconfig.consumers.CONSUMERS`.
         world_size: ranks.
         model: the model; rules about sizes need it.
         cluster: the machines; the verdict needs them.

@@ -64,9 +64,10 @@ def check(
     ] = False,
 ) -> int:
     """Find what is wrong in DeepSpeed configurations, with line, column and what to write instead."""
-    from dsplan.check.configuration import CONSUMERS, Run
+    from dsplan.check.configuration import Run
     from dsplan.check.finding import ERROR, NOTE, SEVERITIES, WARNING, at_least
     from dsplan.check.run import check_files
+    from dsplan.dsconfig.consumers import CONSUMERS
     from dsplan.report.findings import REPORTS
 
     threshold = choice("--severity", severity, SEVERITIES)

@@ -16,6 +16,7 @@ from dsplan.cli.progress import waiting
 from dsplan.errors import InputError, RunError, choice
 
 if TYPE_CHECKING:
+    from dsplan.dsconfig.reasons import Reason
     from dsplan.dsconfig.versions import VersionChange
 
 _DEFAULT = Path("ds_config.json")
@@ -64,10 +65,10 @@ def emit_config(
     as_json: JsonOption = False,
 ) -> None:
     """Write the recommended strategy, or a named one, for DeepSpeed, HF Trainer, accelerate or Lightning."""
+    from dsplan.dsconfig.consumers import CONSUMERS
     from dsplan.dsconfig.formats import FORMATS, render
     from dsplan.dsconfig.formats.target import Target
     from dsplan.dsconfig.formats.together import require_targets, write_together
-    from dsplan.dsconfig.resolve import CONSUMERS
     from dsplan.report.emitted import Emitted, show_emitted
 
     if to_stdout and (output is not None or as_json):
@@ -140,7 +141,7 @@ def _for_version(
         return for_version(document, version)
 
 
-def _reasons(chosen: Chosen, document: Mapping[str, Any]) -> Any:
+def _reasons(chosen: Chosen, document: Mapping[str, Any]) -> tuple[Reason, ...]:
     from dsplan.report.reasons import reasons_of
 
     return reasons_of(chosen.row.plan, chosen.inputs.model, chosen.inputs.cluster, document)

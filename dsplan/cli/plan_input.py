@@ -82,9 +82,10 @@ def configuration(
         InputError: the file is refused, or an option contradicts it.
     """
     from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH
+    from dsplan.dsconfig.consumers import CONSUMERS, DEEPSPEED
     from dsplan.dsconfig.document import load_document
     from dsplan.dsconfig.read import read_document
-    from dsplan.dsconfig.resolve import CONSUMERS, DEEPSPEED, Script
+    from dsplan.dsconfig.resolve import Script
 
     micro = _positive(options.micro_batch_size, "--micro-batch-size")
     steps = _positive(options.gradient_accumulation_steps, "--gradient-accumulation-steps")

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH, resolve_batch_sizes
+from dsplan.dsconfig.consumers import DEEPSPEED
 from dsplan.dsconfig.document import load_document
 from dsplan.dsconfig.not_modelled import require_modelled
 from dsplan.dsconfig.optimizer_section import optimizer_of
 from dsplan.dsconfig.precision_section import precision_of, with_current_names
 from dsplan.dsconfig.removed import require_not_removed
-from dsplan.dsconfig.resolve import DEEPSPEED, Filled, Script, resolve
+from dsplan.dsconfig.resolve import Filled, Script, resolve
 from dsplan.dsconfig.schema import validate
 from dsplan.dsconfig.zero_section import zero_config
 from dsplan.errors import InputError, require_positive
@@ -94,7 +95,7 @@ def read_ds_config(
         micro_batch_size: in place of the file's; train_batch_size is then computed anew.
         gradient_accumulation_steps: in place of the file's, likewise.
         dry_run: let pass what the formulas do not model and a dry run covers.
-        consumer: who hands the file to DeepSpeed, one of :data:`dsplan.dsconfig.resolve.CONSUMERS`.
+        consumer: who hands the file to DeepSpeed, one of :data:`dsplan.dsconfig.consumers.CONSUMERS`.
         script: what the script tells that framework, from which it fills in ``"auto"``.
 
     Raises:

@@ -15,19 +15,15 @@ from typing import Any
 
 from dsplan.dsconfig.auto import AUTO, every_auto, require_no_auto
 from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH
+from dsplan.dsconfig.consumers import CONSUMER_NAMES, CONSUMERS, DEEPSPEED, HF, LIGHTNING
 from dsplan.errors import InputError, choice
 from dsplan.model import ModelShape
-
-DEEPSPEED, HF, ACCELERATE, LIGHTNING = "deepspeed", "hf", "accelerate", "lightning"
-#: Who hands the configuration to DeepSpeed: a script itself, or a framework.
-CONSUMERS = (DEEPSPEED, HF, ACCELERATE, LIGHTNING)
 
 #: Stands for the length of a training that is not known: it reaches the schedule only, which holds no memory.
 NOMINAL_STEPS = 10_000
 
 _NO_MEMORY = "changes no memory"
 _TRANSFORMERS, _ACCELERATE_NAME, _LIGHTNING_NAME = "transformers", "accelerate", "Lightning"
-_NAMES = {HF: "Hugging Face's Trainer", ACCELERATE: "accelerate", LIGHTNING: "Lightning"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +250,8 @@ def _require_resolved(document: Mapping[str, Any], consumer: str) -> None:
     keys = every_auto(document)
     if keys:
         raise InputError(
-            f'"auto" in {", ".join(keys)}: {_NAMES[consumer]} has no value for it and stops there; give the value'
+            f'"auto" in {", ".join(keys)}: {CONSUMER_NAMES[consumer]} has no value for it and stops there; '
+            "give the value"
         )
 
 

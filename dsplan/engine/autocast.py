@@ -221,24 +221,8 @@ class _CastBlock(_Cast, _Block):
 
         return t.node(out, backward)
 
-    def attention(self, x: Tensor) -> Tensor:
-        t, h = self.tape, self.h
-        shape = attention.AttentionShape(
-            batch=self.b,
-            length=self.s,
-            heads=self.model.num_attention_heads,
-            head_width=self.model.head_width,
-            element_bytes=self.e,
-            dropout=self.model.dropout,
-        )
-        qkv = self.linear(x, "attn.c_attn", h, 3 * h, attention.QKV)
-        core = _eager if self.model.attention == "eager" else attention.fused
-        context = core(t, qkv, shape)
-        projected = self.linear(context, "attn.c_proj", h, h, WORKING)
-        t.drop(context)
-        dropped = self.dropout(projected, "attn.resid_dropout")
-        t.drop(projected, qkv)
-        return dropped
+    def eager_attention(self, qkv: Tensor, shape: attention.AttentionShape) -> Tensor:
+        return _eager(self.tape, qkv, shape)
 
 
 def _eager(t: Tape, qkv: Tensor, shape: attention.AttentionShape) -> Tensor:

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsplan.catalogue import accelerator, preset
-from dsplan.check.configuration import CONSUMERS, Run
+from dsplan.check.configuration import Run
 from dsplan.check.run import Checked, check_files
+from dsplan.dsconfig.consumers import CONSUMERS
 from dsplan.hardware import Cluster
 from dsplan.report.findings import REPORTS
 

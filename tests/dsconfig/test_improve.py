@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 
 from dsplan import estimate as estimator
 from dsplan.catalogue import accelerator, preset
-from dsplan.check.rules import stage as check_stage
 from dsplan.dsconfig import improve as improving
 from dsplan.dsconfig.emit import emit
 from dsplan.dsconfig.improve import Change, Improvement
 from dsplan.dsconfig.read import DsConfig, read_document
 from dsplan.dsconfig.resolve import Script
-from dsplan.dsconfig.stages import STAGES
+from dsplan.dsconfig.stages import STAGES, stages_of
 from dsplan.errors import InputError
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.report.console import stdout_console
 from dsplan.report.improvement import improvement_document, improvement_of, print_improvement
+from dsplan.schemas import schema
 from dsplan.units import GIB, MIB
 from dsplan.zero import ZeroConfig
 from tests.dsconfig.strategies import CLUSTER, MODEL, every_strategy, plans
@@ -333,10 +333,6 @@ def test_keys_that_the_stage_ignores_go_and_all_others_stay(tmp_path: Path) -> N
     require_sound(case, document, found)
 
 
-def test_the_stages_are_those_that_check_knows() -> None:
-    assert STAGES == check_stage._STAGES
-
-
 def test_the_verdicts_are_those_of_the_estimate() -> None:
     assert (improving.FITS, improving.TIGHT) == (estimator.FITS, estimator.TIGHT)
     names = {field.name for field in fields(ZeroConfig)}
@@ -416,3 +412,10 @@ def test_the_table_and_the_document(
     nothing = Case(tmp_path, cluster(80 * GIB)).improve(found.document)
     print_improvement(stdout_console(), nothing)
     assert "nothing to improve" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_stages_are_those_of_the_schema() -> None:
+    keys = schema("deepspeed_config")["properties"]["zero_optimization"]["properties"]
+    known = {key: list(stages) for key in keys if (stages := stages_of(key)) is not None}
+    assert set(STAGES) <= set(known)
+    assert known == {key: keys[key]["x-stages"] for key in known}

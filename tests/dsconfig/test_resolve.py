@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from dsplan.check.configuration import CONSUMERS as CHECKED_CONSUMERS
 from dsplan.check.rules import auto as auto_rule
 from dsplan.dsconfig.auto import every_auto
+from dsplan.dsconfig.consumers import ACCELERATE, DEEPSPEED, HF, LIGHTNING
 from dsplan.dsconfig.edit import set_key
 from dsplan.dsconfig.not_modelled import lookup
 from dsplan.dsconfig.read import read_ds_config
-from dsplan.dsconfig.resolve import ACCELERATE, CONSUMERS, DEEPSPEED, HF, LIGHTNING, Filled, Script, resolve
+from dsplan.dsconfig.resolve import Filled, Script, resolve
 from dsplan.errors import InputError
 from dsplan.model import ModelShape
 
@@ -40,10 +40,6 @@ def for_accelerate(name: str) -> dict[str, Any]:
     for key in ("betas", "eps"):
         del changed["optimizer"]["params"][key]
     return changed
-
-
-def test_the_consumers_are_those_of_check() -> None:
-    assert CONSUMERS == CHECKED_CONSUMERS
 
 
 # Against the frameworks themselves.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsplan.check.configuration import ACCELERATE, CONSUMER_NAMES, HF, Configuration
+from dsplan.check.configuration import Configuration
 from dsplan.check.finding import ERROR, NOTE, WARNING, Finding, Rule
 from dsplan.check.known import is_pydantic
 from dsplan.dsconfig.auto import auto_keys
+from dsplan.dsconfig.consumers import ACCELERATE, CONSUMER_NAMES, HF
 
 AUTO = Rule(
     id="DS601",

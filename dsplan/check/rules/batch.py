@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsplan.check.configuration import ACCELERATE, DEEPSPEED, LIGHTNING, Configuration
+from dsplan.check.configuration import Configuration
 from dsplan.check.finding import ERROR, Finding, Rule
 from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH, resolve_batch_sizes
+from dsplan.dsconfig.consumers import ACCELERATE, DEEPSPEED, LIGHTNING
 from dsplan.errors import InputError
 
 BATCH = Rule(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsplan.check.configuration import ACCELERATE, DEEPSPEED, HF, Configuration
+from dsplan.check.configuration import Configuration
 from dsplan.check.finding import NOTE, Finding, Rule
 from dsplan.check.rules.keys import MISSPELT, closest
+from dsplan.dsconfig.consumers import ACCELERATE, DEEPSPEED, HF
 
 DEFAULT = Rule(
     id="DS321",

@@ -14,7 +14,7 @@ from dsplan.check.configuration import ZERO, Configuration
 from dsplan.check.finding import ERROR, WARNING, Edit, Finding, Rule
 from dsplan.check.tree import find
 from dsplan.dsconfig import DEEPSPEED_VERSION
-from dsplan.dsconfig.removed import removed_keys
+from dsplan.dsconfig.removed import deprecated_keys, removed_keys
 
 REMOVED = Rule(
     id="DS103", name="removed-key", severity=ERROR, summary=f"DeepSpeed {DEEPSPEED_VERSION} refuses the key."
@@ -40,7 +40,6 @@ class _Old:
 
     Attributes:
         since: the release that deprecated it.
-        instead: what to write.
         successor: the key that DeepSpeed refuses beside it; empty when there is none.
         renamed: whether the successor takes the same value.
         effect: what else there is to say.
@@ -48,7 +47,6 @@ class _Old:
     """
 
     since: str
-    instead: str
     successor: str = ""
     renamed: bool = False
     effect: str = ""
@@ -58,32 +56,23 @@ class _Old:
 _BOOLEAN_ZERO_SINCE = "0.2.0"
 #: ``runtime/zero/config.py``: fields with ``"deprecated": True``; ``runtime/precision_config.py``.
 _OLD = {
-    f"{ZERO}.cpu_offload": _Old(
-        since="0.3.15", instead='"offload_optimizer": {"device": "cpu"}', successor="offload_optimizer"
-    ),
-    f"{ZERO}.cpu_offload_param": _Old(
-        since="0.3.15", instead='"offload_param": {"device": "cpu"}', successor="offload_param"
-    ),
+    f"{ZERO}.cpu_offload": _Old(since="0.3.15", successor="offload_optimizer"),
+    f"{ZERO}.cpu_offload_param": _Old(since="0.3.15", successor="offload_param"),
     f"{ZERO}.cpu_offload_use_pin_memory": _Old(
         since="0.3.15",
-        instead='"pin_memory" in offload_optimizer or offload_param',
         effect=" and has no effect: DeepSpeed passes it on to nothing",
     ),
     f"{ZERO}.stage3_gather_fp16_weights_on_model_save": _Old(
         since="0.6.0",
-        instead='"stage3_gather_16bit_weights_on_model_save"',
         successor="stage3_gather_16bit_weights_on_model_save",
         renamed=True,
     ),
-    f"{ZERO}.elastic_checkpoint": _Old(
-        since="0.19.3", instead="a universal checkpoint", effect=": stage 3 does not have it, and warns", unless=False
-    ),
+    f"{ZERO}.elastic_checkpoint": _Old(since="0.19.3", effect=": stage 3 does not have it, and warns", unless=False),
     "allgather_size": _Old(
         since=_BOOLEAN_ZERO_SINCE,
-        instead='"allgather_bucket_size" in zero_optimization',
         effect=": DeepSpeed reads it only beside a truth value for zero_optimization",
     ),
-    "bfloat16": _Old(since="0.6.0", instead='"bf16"', successor="bf16", renamed=True),
+    "bfloat16": _Old(since="0.6.0", successor="bf16", renamed=True),
 }
 _NO_OLD_STAGE1_SINCE = "0.5.9"
 
@@ -128,7 +117,7 @@ def deprecated(config: Configuration) -> Iterator[Finding]:
         else:
             message = f"{key} is deprecated since {old.since}{old.effect}"
             edit = Edit(offset=member.offset, end=member.end, text=f'"{old.successor}"') if old.renamed else None
-            yield config.finding(DEPRECATED, path, message, old.instead, member=member, edit=edit)
+            yield config.finding(DEPRECATED, path, message, deprecated_keys()[path], member=member, edit=edit)
     enabled = config.get(ZERO)
     if isinstance(enabled, bool):
         stage = int(enabled)

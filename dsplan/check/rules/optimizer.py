@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsplan.check.configuration import DEEPSPEED, LIGHTNING, ZERO, Configuration
+from dsplan.check.configuration import ZERO, Configuration
 from dsplan.check.finding import ERROR, NOTE, WARNING, Edit, Finding, Rule
 from dsplan.check.tree import find
+from dsplan.dsconfig.consumers import DEEPSPEED, LIGHTNING
 from dsplan.errors import nearest
 
 UNKNOWN = Rule(

@@ -8,6 +8,7 @@ from typing import Any
 from dsplan.check.configuration import ZERO, Configuration
 from dsplan.check.finding import ERROR, NOTE, WARNING, Finding, Rule
 from dsplan.check.known import known_keys
+from dsplan.dsconfig.stages import stages_of
 
 IGNORED = Rule(
     id="DS401", name="ignored-at-stage", severity=WARNING, summary="The chosen ZeRO stage does not read the key."
@@ -20,48 +21,6 @@ REFUSED = Rule(
 )
 RULES = (IGNORED, REFUSED)
 
-#: Key -> the stages whose optimizer gets it (``runtime/engine.py``, ``_configure_zero_optimizer``). Keys that start
-#: with stage3_ belong to stage 3 and are not listed.
-_STAGES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("offload_optimizer", "reduce_bucket_size", "contiguous_gradients", "overlap_comm"), (1, 2, 3)),
-    **dict.fromkeys(("reduce_scatter", "zenflow"), (1, 2, 3)),
-    **dict.fromkeys(
-        (
-            "allgather_bucket_size",
-            "round_robin_gradients",
-            "use_multi_rank_bucket_allreduce",
-            "parameter_alignment",
-            "ignore_unused_parameters",
-        ),
-        (1, 2),
-    ),
-    **dict.fromkeys(
-        (
-            "offload_param",
-            "sub_group_size",
-            "zero_hpz_partition_size",
-            "zero_quantized_weights",
-            "zero_quantized_nontrainable_weights",
-            "zero_quantized_gradients",
-            "memory_efficient_linear",
-            "leaf_module",
-            "log_trace_cache_warnings",
-            "enable_sanity_checks",
-            "save_muon_momentum_buffer_in_memory",
-            "prefetch_bucket_size",
-            "param_persistence_threshold",
-            "model_persistence_threshold",
-            "max_live_parameters",
-            "max_reuse_distance",
-            "gather_16bit_weights_on_model_save",
-            "module_granularity_threshold",
-            "use_all_reduce_for_fetch_params",
-            "allgather_sequential",
-        ),
-        (3,),
-    ),
-}
-
 
 def ignored(config: Configuration) -> Iterator[Finding]:
     """Keys that the chosen stage does not read: a warning where they ask for something, a note where they do not.
@@ -73,7 +32,7 @@ def ignored(config: Configuration) -> Iterator[Finding]:
     if stage is None:
         return
     for key, value in config.section(ZERO).items():
-        stages = (3,) if key.startswith("stage3_") else _STAGES.get(key)
+        stages = stages_of(key)
         if stages is None or stage in stages:
             continue
         given = "" if config.has(f"{ZERO}.stage") else ", since none is given"

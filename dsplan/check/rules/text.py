@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dsplan.check.configuration import CONSUMER_NAMES, DEEPSPEED, Configuration
+from dsplan.check.configuration import Configuration
 from dsplan.check.finding import ERROR, WARNING, Finding, Rule
 from dsplan.check.tree import RELAXED, TWICE, Lines, Problem
+from dsplan.dsconfig.consumers import CONSUMER_NAMES, DEEPSPEED
 
 SYNTAX = Rule(
     id="DS001",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsplan.check.configuration import DEEPSPEED, Configuration
+from dsplan.check.configuration import Configuration
 from dsplan.check.finding import ERROR, NOTE, WARNING, Finding, Rule
 from dsplan.check.planned import plan_of
+from dsplan.dsconfig.consumers import DEEPSPEED
 from dsplan.errors import InputError
 from dsplan.units import format_bytes
 

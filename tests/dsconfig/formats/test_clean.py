@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dsplan.check.configuration import ACCELERATE, DEEPSPEED, HF, LIGHTNING, Run
+from dsplan.check.configuration import Run
 from dsplan.check.run import check_files
 from dsplan.dsconfig.auto import auto_keys
+from dsplan.dsconfig.consumers import ACCELERATE, DEEPSPEED, HF, LIGHTNING
 from dsplan.dsconfig.formats import FORMATS
 from tests.dsconfig.strategies import CLUSTER, every_strategy
 

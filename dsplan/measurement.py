@@ -74,12 +74,15 @@ class HostRecord:
         rss_bytes: resident at the end.
         peak_rss_bytes: the most resident from then on; None where the kernel does not say.
         pinned_bytes: the most that torch's pinned allocator held; None where it cannot be read.
+        heap_free_bytes: of what is resident at the end, what malloc keeps of memory that was freed; None where it
+            cannot be asked, and in records from before it was.
     """
 
     base_rss_bytes: int | None
     rss_bytes: int
     peak_rss_bytes: int | None
     pinned_bytes: int | None
+    heap_free_bytes: int | None = None
 
     @property
     def risen_bytes(self) -> int | None:

@@ -22,6 +22,7 @@ from runner.environment import child_environment
 from runner.orphan import PARENT_PID, RUN_ID
 from runner.processes import ProcessTree
 from runner.progress import ProgressFile
+from runner.shared_memory import ADDRESS, forget
 from runner.spec import RunSpec
 
 _POLL_S = 0.1
@@ -56,13 +57,14 @@ def run(
     env = child_environment(spec, os.environ)
     env[PARENT_PID] = str(os.getpid())
     env[RUN_ID] = uuid.uuid4().hex
+    port = free_port()
     on_progress({"event": "stage", "text": _starting(spec)})
     with (output_dir / LOG_NAME).open("wb") as log:
         launcher: subprocess.Popen[bytes] | None = None
         try:
             with _signals_wait() as arrived:
                 launcher = subprocess.Popen(
-                    _command(spec, output_dir, module),
+                    _command(spec, output_dir, module, port),
                     env=env,
                     # The current folder comes first on the path of `python -m`, and may hold a runner or mingpt of
                     # its own.
@@ -81,6 +83,7 @@ def run(
                 with _deaf():
                     tree.end()
                     launcher.wait()
+                    forget(port, spec.ranks)
     if error is not None:
         raise error
     return [json.loads(path.read_text(encoding="utf-8")) for path in record_paths(output_dir, spec.ranks)]
@@ -129,14 +132,14 @@ def _starting(spec: RunSpec) -> str:
     return "starting DeepSpeed's launcher" if spec.rank is None else "starting the dry run"
 
 
-def _command(spec: RunSpec, output_dir: Path, module: str) -> list[str]:
+def _command(spec: RunSpec, output_dir: Path, module: str, port: int) -> list[str]:
     child = ["runner.child", module, str(output_dir / "spec.json"), str(output_dir)]
     if spec.rank is not None:  # one process, which nobody has to bring together with others
         return [sys.executable, "-m", *child]
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
     # Without -H a /job/hostfile of the machine would send the ranks elsewhere, over ssh.
-    launcher += ["--hostfile", os.devnull, "--num_gpus", str(spec.gpus), "--master_port", str(free_port())]
-    launcher += ["--no_local_rank", "--module"]
+    launcher += ["--hostfile", os.devnull, "--num_gpus", str(spec.gpus)]
+    launcher += ["--master_addr", ADDRESS, "--master_port", str(port), "--no_local_rank", "--module"]
     return [*launcher, *child]
 
 

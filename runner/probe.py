@@ -52,10 +52,11 @@ class Probe:
         return phases
 
     def host(self) -> dict[str, Any]:
-        """Resident memory of this process at first, now and at its peak, and the pinned allocator's peak."""
+        """Resident memory of this process at first, now and at its peak; the pinned allocator's; what malloc keeps."""
         return {
             "base_rss_bytes": self._resident.base_bytes,
             "rss_bytes": self._resident.now_bytes(),
             "peak_rss_bytes": self._resident.peak_bytes(),
             "pinned_bytes": self._device.pinned_bytes(),
+            "heap_free_bytes": self._resident.heap_free_bytes(),
         }

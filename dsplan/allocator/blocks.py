@@ -1,8 +1,8 @@
 """Blocks, and the pools that keep the free ones in order.
 
 A segment is what the driver hands out; blocks tile it from its first byte to its last. Free blocks that lie side by
-side are always one block. Addresses are dealt out in rising order: the order in which cudaMalloc places segments is
-not known, and it matters only where two free blocks of one size compete (``BlockComparatorSize``).
+side are always one block. Addresses matter where two free blocks of one size compete (``BlockComparatorSize``);
+``placement.py`` says where segments come to lie.
 """
 
 from __future__ import annotations

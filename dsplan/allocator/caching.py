@@ -22,7 +22,7 @@ from dsplan.allocator.blocks import (
 from dsplan.allocator.errors import OutOfDeviceMemory
 from dsplan.allocator.events import PendingEvents
 from dsplan.allocator.expandable import ExpandableSegments
-from dsplan.allocator.fixed import FixedSegments
+from dsplan.allocator.fixed import FixedSegments, Placement
 from dsplan.allocator.rounding import BLOCK_BYTES, SMALL_BYTES, round_size, segment_size
 from dsplan.allocator.settings import AllocatorSettings
 from dsplan.allocator.statistics import Statistics
@@ -176,11 +176,20 @@ class CachingAllocator(Statistics):
         """
         self._events.make_event, self._events.is_done = make_event, is_done
 
+    def set_placement(self, placement: Placement) -> None:
+        """Where cudaMalloc puts segments, from now on; without this call as ``DriverPlacement`` says.
+
+        Raises ValueError with expandable segments, whose addresses follow from reservations.
+        """
+        if not isinstance(self._segments, FixedSegments):
+            raise ValueError("expandable segments have no placement")
+        self._segments.placement = placement
+
     def snapshot(self) -> list[SegmentState]:
         """Every segment with its blocks, by address (``snapshot``)."""
         return [
             state
-            for head in self._segments.heads.values()
+            for _, head in sorted(self._segments.heads.items())
             if head.pool is not None
             for state in describe(head, is_large=head.pool.is_large)
         ]

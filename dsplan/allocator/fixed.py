@@ -7,12 +7,21 @@ Followed from ``alloc_block``, ``release_block``, ``release_available_cached_blo
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from dsplan.allocator.blocks import Block, Pool
+from dsplan.allocator.placement import DriverPlacement
 from dsplan.allocator.statistics import Statistics
-from dsplan.units import MIB, round_up
 
-ALIGNMENT_BYTES = 2 * MIB  # cudaMalloc maps whole pages of 2 MiB
+
+class Placement(Protocol):
+    """Where cudaMalloc puts segments."""
+
+    def take(self, size_bytes: int) -> int:
+        """The address of a new segment."""
+
+    def give_back(self, address: int) -> None:
+        """The segment at ``address`` was freed."""
 
 
 class FixedSegments:
@@ -21,8 +30,8 @@ class FixedSegments:
     def __init__(self, statistics: Statistics, *, capacity_bytes: int | None) -> None:
         self._statistics = statistics
         self._capacity = capacity_bytes
-        self._next_address = 0
-        self.heads: dict[int, Block] = {}  # the first block of each segment, by address, which only rises
+        self.placement: Placement = DriverPlacement()
+        self.heads: dict[int, Block] = {}  # the first block of each segment, by address
 
     def pick(self, _pool: Pool, at: int) -> int:
         """The first block that is large enough is the best (``get_free_block``)."""
@@ -32,9 +41,8 @@ class FixedSegments:
         """A new segment as one block; None when the driver has not that much left."""
         if self._capacity is not None and self._statistics.reserved_bytes + segment_bytes > self._capacity:
             return None
-        block = Block(pool, pool.stream, self._next_address, segment_bytes)
-        self.heads[self._next_address] = block
-        self._next_address += round_up(segment_bytes, ALIGNMENT_BYTES)
+        address = self.placement.take(segment_bytes)
+        block = self.heads[address] = Block(pool, pool.stream, address, segment_bytes)
         self._statistics._take(segment_bytes)
         return block
 
@@ -79,4 +87,5 @@ class FixedSegments:
         """cudaFree (``release_block``)."""
         pool.remove(block)
         del self.heads[block.address]
+        self.placement.give_back(block.address)
         self._statistics.reserved_bytes -= block.size_bytes

@@ -42,12 +42,29 @@ class Seen:
     failed: list[int] = field(default_factory=list)
 
 
+@dataclass
+class Recorded:
+    """Where cudaMalloc put a segment is the driver's choice: what it chose is given, and all else must follow."""
+
+    seen: Seen
+    addresses: list[int]
+
+    def take(self, size_bytes: int) -> int:  # noqa: ARG002
+        return self.addresses[len(self.seen.levels)]
+
+    def give_back(self, address: int) -> None:
+        """Nothing is kept."""
+
+
 def replay(sequence: dict[str, Any], check: Callable[[CachingAllocator], None] = lambda _: None) -> Seen:
     """Run a sequence; ``check`` is called after every operation."""
     allocator = CachingAllocator(settings=parse_settings(sequence["configuration"]), cap_bytes=sequence["cap_bytes"])
     streams = Streams()
     allocator.set_event_query(streams.make_event, lambda event: bool(getattr(event, "is_done", True)))
     seen = Seen(allocator, {})
+    addresses = sequence.get("addresses")
+    if addresses is not None and "expandable" not in sequence["configuration"]:
+        allocator.set_placement(Recorded(seen, addresses))
     for place, (kind, *rest) in enumerate(sequence["operations"]):
         if kind == "alloc":
             try:

@@ -170,6 +170,20 @@ class Slow:
             self.segments.remove(segment)
 
 
+class Rising:
+    """Addresses that only rise, as those of ``Slow`` do."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def take(self, size_bytes: int) -> int:
+        self.next += size_bytes
+        return self.next - size_bytes
+
+    def give_back(self, address: int) -> None:
+        """Never used again."""
+
+
 @settings(deadline=None, max_examples=300)
 @given(
     OPERATIONS,
@@ -179,6 +193,7 @@ class Slow:
 def test_the_fast_allocator_is_the_slow_one(drawn: list[Any], configuration: str, cap: int | None) -> None:
     chosen = parse_settings(configuration)
     fast = CachingAllocator(settings=chosen, cap_bytes=cap)
+    fast.set_placement(Rising())
     slow = Slow(cap, chosen.max_split_size_bytes or 1 << 62, chosen.garbage_collection_threshold)
     blocks = {}
     for kind, *rest in numbered(drawn):

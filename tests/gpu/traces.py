@@ -1,8 +1,9 @@
 """What torch's CUDA allocator really does: ``python -m tests.gpu.traces OUTPUT.json`` (about 40 s on one GPU).
 
 Runs the scripted sequences of :func:`sequences` against ``torch.cuda``, one subprocess for each allocator
-configuration, and records after every operation the bytes allocated, reserved and active, and at the end the peaks,
-the counters and the segments. ``tests/allocator/test_traces.py`` replays the record without a GPU.
+configuration, and records after every operation the bytes allocated, reserved and active, where every block was put,
+and at the end the peaks, the counters and the segments. ``tests/allocator/test_traces.py`` replays
+the record without a GPU.
 
 Operations: ``["alloc", id, bytes, stream]``, ``["free", id]`` (no effect when the allocation failed),
 ``["record_stream", id, stream]``, ``["empty_cache"]``, ``["busy", stream]`` (the stream works until ``["wait"]``,
@@ -228,13 +229,14 @@ def run(torch: Any, sequence: Sequence, lanes: list[Any]) -> Sequence:
     tensors: dict[int, Any] = {}
     recorded: set[int] = set()
     busy = False
-    levels, failed = [], []
+    levels, failed, addresses = [], [], {}
     for place, (kind, *rest) in enumerate(sequence["operations"]):
         if kind == "alloc":
             number, size, stream = rest
             try:
                 with torch.cuda.stream(lanes[stream]):
                     tensors[number] = torch.empty(size, dtype=torch.uint8, device="cuda")
+                addresses[place] = tensors[number].data_ptr()
             except torch.OutOfMemoryError:
                 failed.append(place)
         elif kind == "free":
@@ -259,6 +261,7 @@ def run(torch: Any, sequence: Sequence, lanes: list[Any]) -> Sequence:
         **sequence,
         "levels": levels,
         "failed": failed,
+        "addresses": [addresses.get(place) for place in range(len(levels))],
         "segments": _segments(torch, {lane.cuda_stream: number for number, lane in enumerate(lanes)}),
         "end": {
             "peak_allocated_bytes": stats["allocated_bytes.all.peak"],

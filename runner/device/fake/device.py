@@ -44,6 +44,10 @@ class FakeResident:
     def peak_bytes(self) -> int | None:
         return self._memory.peak_host_bytes
 
+    def heap_free_bytes(self) -> int | None:
+        """Nothing is said of malloc's heap."""
+        return None
+
 
 class FakeDevice:
     """The device of the rank, in a group of the size, and standing for the accelerator that ``spec`` says.

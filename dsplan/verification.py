@@ -37,6 +37,12 @@ class Reference:
     source: str
     measurement: Measurement
 
+    @property
+    def num_skipped_first(self) -> int:
+        """Steps that made no update before the first that did."""
+        steps = self.measurement.worst_rank.steps
+        return next((number for number, step in enumerate(steps) if not step.skipped), 0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotCovered:
@@ -101,7 +107,14 @@ class Job:
     def _dry_run(self) -> dict[str, Any]:
         target = self.device.accelerator
         assert target is not None
-        return {"rank": self.rank, "target": asdict(target), "allocator": self.allocator, "force": self.force}
+        return {
+            "rank": self.rank,
+            "target": asdict(target),
+            "allocator": self.allocator,
+            "force": self.force,
+            # Blocks that the first update finds taken depend on the steps before it.
+            "skipped_steps": self.against.num_skipped_first if isinstance(self.against, Reference) else 0,
+        }
 
 
 def require_verifiable(job: Job) -> None:

@@ -30,6 +30,7 @@ class RunSpec:
         allocator: PYTORCH_CUDA_ALLOC_CONF of a dry run.
         zero_init: stage 3 builds the model under ``deepspeed.zero.Init``; else it is built whole on the host.
         events: file in which a dry run writes every allocation; empty: none.
+        skipped_steps: steps that a dry run skips first, as fp16 does until the loss scale has settled.
         force: make a dry run also with versions of torch and DeepSpeed that it is not tested with.
 
     Raises ValueError for ranks that cannot be, and for a dry run that is not told its rank and its target.
@@ -50,6 +51,7 @@ class RunSpec:
     allocator: str = ""
     zero_init: bool = True
     events: str = ""
+    skipped_steps: int = 0
     force: bool = False
 
     def __post_init__(self) -> None:

@@ -29,18 +29,26 @@ TIMEOUT_S = 300
 Outcome: TypeAlias = "dict[str, Any] | str"
 
 
-def dry_runs(specs: Mapping[str, RunSpec], *, jobs: int = 2) -> Iterator[tuple[str, Outcome]]:
-    """What each specification came to, with its name; ``jobs`` of them at a time."""
+def dry_runs(
+    specs: Mapping[str, RunSpec], *, jobs: int = 2, packages: Path | None = None
+) -> Iterator[tuple[str, Outcome]]:
+    """What each specification came to, with its name; ``jobs`` of them at a time.
+
+    ``packages``: a folder whose packages come before those that are installed.
+    """
     names = list(specs)
     with ThreadPoolExecutor(jobs) as pool:
-        for outcomes in pool.map(_asked, [{name: specs[name] for name in names[start::jobs]} for start in range(jobs)]):
+        shares = [{name: specs[name] for name in names[start::jobs]} for start in range(jobs)]
+        for outcomes in pool.map(lambda share: _asked(share, packages), shares):
             yield from outcomes
 
 
-def _asked(specs: Mapping[str, RunSpec]) -> list[tuple[str, Outcome]]:
+def _asked(specs: Mapping[str, RunSpec], packages: Path | None) -> list[tuple[str, Outcome]]:
     outcomes: list[tuple[str, Outcome]] = []
     command = [sys.executable, "-W", "ignore", "-m", __name__]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if packages is not None:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages), env.get("PYTHONPATH", "")]))
     with subprocess.Popen(
         command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:

@@ -70,7 +70,7 @@ class FakeDevice:
         self._target = Accelerator(**{**spec.target, "sources": tuple(spec.target.get("sources", ()))})
         self._phases_done: set[str] = set()
         self._kernels = kernels_of(self._target)
-        self._answers = Answers()
+        self._answers = Answers(spec.skipped_steps)
         self._caching: CachingAllocator | None = None
         self._device = torch.device("cpu")
         process = process_memory(spec.gpus)
@@ -178,6 +178,7 @@ class FakeDevice:
 
     def step_ended(self) -> None:
         self._explanation.step_ended()
+        self._answers.step_ended()
 
     def extras(self) -> dict[str, Any]:
         caching = self._caching

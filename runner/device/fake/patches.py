@@ -20,6 +20,7 @@ from dsplan.kernels import Kernels
 from runner.device.fake import autocast
 from runner.device.fake.answers import Answers
 from runner.device.fake.attention import fused_attention
+from runner.device.fake.collectives import NAMES, holding
 from runner.device.fake.native import NativeOperator
 from runner.device.fake.streams import Stream
 from runner.device.fake.tracking import Tracker
@@ -63,7 +64,7 @@ def patched_torch(tracker: Tracker, device: torch.device, kernels: Kernels) -> I
         if device.type != "cpu":
             casts = autocast.Casts()
             stack.enter_context(autocast.registered(casts))
-            patches += _of_the_device(kernels, casts)
+            patches += [*_of_the_device(kernels, casts), *_of_the_collectives()]
         for patch in patches:
             stack.enter_context(patch.applied())
         foreach = importlib.import_module("torch.optim.optimizer")._foreach_supported_types
@@ -79,6 +80,21 @@ def patched_deepspeed() -> Iterator[None]:
         for patch in _of_deepspeed():
             stack.enter_context(patch.applied())
         yield
+
+
+def _of_the_collectives() -> list[Patch]:
+    return [
+        Patch(
+            torch.distributed,
+            name,
+            holding(getattr(torch.distributed, name)),
+            "torch keeps the tensors of an asynchronous collective until its wait (torch/csrc/distributed/c10d/"
+            "ProcessGroupNCCL.cpp, stashed_for_allocator_safety_); the fake backend keeps nothing. With offloaded "
+            "parameters stage 3 gives collectives copies that nobody else holds (deepspeed/runtime/zero/"
+            "partition_parameters.py, _all_gather_sequential)",
+        )
+        for name in NAMES
+    ]
 
 
 def _of_fake_tensors(tracker: Tracker, device: torch.device) -> list[Patch]:

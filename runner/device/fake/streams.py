@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 from runner.device.fake.memory import Memory
@@ -59,7 +60,8 @@ class Event:
         """As record."""
 
     def elapsed_time(self, _: Event) -> float:
-        return 0.0
+        """No number: time is not modelled, and DeepSpeed's profilers divide by it."""
+        return math.nan
 
 
 class Streams:

@@ -44,6 +44,20 @@ def test_answers_are_counted_by_question_answer_and_line() -> None:
     assert (second["question"], second["answer"], second["count"]) == ("equal", "True", 1)
 
 
+def test_steps_that_are_to_be_skipped_overflow_and_nothing_else_changes() -> None:
+    def item(answers: Answers) -> object:  # as the dispatcher asks, for the line that called it
+        return answers.item(torch.empty((), dtype=torch.uint8))
+
+    def has_overflow(answers: Answers) -> object:
+        return item(answers)
+
+    answers = Answers(skipped_steps=1)
+    assert item(answers) == 0
+    assert has_overflow(answers) == 1
+    answers.step_ended()
+    assert has_overflow(answers) == 0
+
+
 @pytest.fixture
 def memory() -> Memory:
     return Memory(PlainAllocator(), ProcessMemory(start_bytes=0, engine_bytes=0, steps_bytes=0))

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("deepspeed")
 
 from runner.device.fake.accelerator import PretendAccelerator
+from runner.device.fake.collectives import NAMES
 from tests.runner.fake.test_patches import inside
 
 #: Who relies on it -> what it is -> the parameters that are given to it by name or by place.
@@ -45,6 +46,7 @@ RELIED_ON: dict[str, dict[str, tuple[str, ...] | None]] = {
         "deepspeed.runtime.zero.utils.assert_lst_len_same_as_other_ranks": None,
         "deepspeed.runtime.zero.partition_parameters.assert_ints_same_as_other_ranks": None,
     },
+    "collectives.py": {f"torch.distributed.{name}": ("async_op",) for name in NAMES},
     "attention.py": {
         "torch.nn.functional.scaled_dot_product_attention": None,
         "torch.ops.aten._scaled_dot_product_flash_attention": None,

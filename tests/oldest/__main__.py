@@ -1,12 +1,13 @@
 """The oldest supported DeepSpeed against the newest: ``python -m tests.oldest [FOLDER]`` (about a minute).
 
-Installs the oldest into FOLDER (default: ``.oldest``), where it is not yet, and makes the same dry runs with both. What
-they allocate has not changed between the two, so that every level and every peak must be the same, to the byte.
+Installs the oldest into FOLDER (default: ``.oldest``), where it is not yet, and makes the same dry runs with both.
+Every level and every peak must be the same, to the byte, but for what is known to have changed (:data:`CHANGED`).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stage 3, fp16, offload of both": (FP16, {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU}),
 }
 
+#: Where the older takes more in the optimizer's step: it computed the norm of each gradient from a copy in double, the
+#: newer from one in the norm's type (deepspeed/runtime/zero/stage_1_and_2.py, get_grad_norm_direct).
+CHANGED = ("stage 1, bf16", "stage 2, fp16")
+_STEP_PEAK = re.compile(r"/steps/\d+/step/peak_bytes")
+
 
 def main() -> int:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".oldest").absolute()
@@ -41,11 +47,14 @@ def main() -> int:
     different = 0
     for name in CASES:
         one, other = oldest[name], newest[name]
-        same = memory_of(one) == memory_of(other) and version_of(one) == version
-        different += not same
-        print(f"{name:32} DeepSpeed {version_of(one)} and {version_of(other)}: {'the same' if same else 'DIFFERENT'}")
-        if not same:
-            print(f"  {one}\n  {other}")
+        found = list(differences(memory_of(one), memory_of(other)))
+        known = [where for where, old, new in found if name in CHANGED and _STEP_PEAK.fullmatch(where) and old > new]
+        fine = len(known) == len(found) and version_of(one) == version and (bool(known) == (name in CHANGED))
+        different += not fine
+        verdict = "DIFFERENT" if not fine else "the same" if not known else "the same but for the norm"
+        print(f"{name:32} DeepSpeed {version_of(one)} and {version_of(other)}: {verdict}")
+        for where, old, new in [] if fine else found:
+            print(f"  {where}: {str(old)[:200]} and {str(new)[:200]}")
     print(f"{len(CASES)} dry runs with either, {different} different")
     return 1 if different else 0
 
@@ -87,7 +96,20 @@ def memory_of(outcome: Outcome) -> Any:
     """What was measured, in bytes."""
     if isinstance(outcome, str):
         return outcome
-    return [outcome["init"], [step["phases"] for step in outcome["steps"]], outcome["host"]]
+    return {
+        "init": outcome["init"],
+        "steps": [step["phases"] for step in outcome["steps"]],
+        "host": outcome["host"],
+    }
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where the two differ, and what each says: numbers, or the errors."""
+    if isinstance(one, (dict, list)) and type(one) is type(other) and len(one) == len(other):
+        for key in one if isinstance(one, dict) else range(len(one)):
+            yield from differences(one[key], other[key], f"{where}/{key}")
+    elif one != other:
+        yield where, one, other
 
 
 def version_of(outcome: Outcome) -> str:

@@ -15,6 +15,8 @@ from runner.device.fake.backend import NAME
 
 aten = torch.ops.aten
 
+#: sdp_utils.cpp, check_flash_attention_head_dim_size.
+_LARGEST_FLASH_HEAD = 256
 _FLASH_ALIGNMENT = 8  # head sizes are padded to it (aten/src/ATen/native/transformers/attention.cpp, pad_last_dim)
 
 
@@ -22,7 +24,9 @@ def fused_attention(kernels: Kernels, casts: autocast.Casts) -> Callable[..., Te
     """A scaled_dot_product_attention that calls the kernel of ``kernels`` for its inputs; ``casts`` are autocast's.
 
     Follows aten/src/ATen/native/transformers/attention.cpp, scaled_dot_product_attention. Masks other than the
-    causal one, and grouped queries, are not covered: NotImplementedError.
+    causal one are covered by the memory-efficient kernel alone, which torch takes for them (sdp_utils.cpp,
+    use_flash_attention: check_for_attn_mask); grouped queries by flash alone
+    (check_batch_size_and_num_heads_dense): with any other, torch's elementary operators are run.
     """
 
     def attention(
@@ -35,33 +39,61 @@ def fused_attention(kernels: Kernels, casts: autocast.Casts) -> Callable[..., Te
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if attn_mask is not None or enable_gqa:
-            raise NotImplementedError(
-                "the dry run does not cover attention masks and grouped queries in fused attention"
-            )
+        grouped = enable_gqa and query.size(-3) != key.size(-3)
         if not autocast.is_on():
-            return _attention(kernels, query, key, value, dropout_p, is_causal, scale)
+            return _attention(kernels, query, key, value, attn_mask, dropout_p, is_causal, scale, grouped)
         dtype = torch.get_autocast_dtype(NAME)  # scaled_dot_product_attention is on autocast's lower precision list
         query, key, value = (casts.cast(dtype, tensor) for tensor in (query, key, value))
         with autocast.without():
-            return _attention(kernels, query, key, value, dropout_p, is_causal, scale)
+            return _attention(kernels, query, key, value, attn_mask, dropout_p, is_causal, scale, grouped)
 
     return attention
 
 
 def _attention(
-    kernels: Kernels, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, scale: float | None
+    kernels: Kernels,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    grouped: bool,
 ) -> Tensor:
     kind = kernels.attention_kernel(element_bytes=query.element_size(), dropout=dropout_p)
+    if kind == FLASH and (mask is not None or query.size(-1) > _LARGEST_FLASH_HEAD or value.size(-1) != query.size(-1)):
+        kind = EFFICIENT
+    if kind == EFFICIENT and grouped:
+        return aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]
+            query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=True
+        )[0]
     if kind == FLASH:
         return _flash(query, key, value, dropout_p, is_causal, scale)
     if kind == EFFICIENT:
         trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
         result = aten._scaled_dot_product_efficient_attention(
-            query, key, value, None, trains, dropout_p, is_causal, scale=scale
+            query, key, value, _bias(mask, query), trains, dropout_p, is_causal, scale=scale
         )
         return result[0]  # type: ignore[no-any-return]
     raise NotImplementedError(f"the dry run does not cover the attention kernel {kind!r}")
+
+
+def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """A mask as the memory-efficient kernel takes it (attention.cpp).
+
+    A truth value becomes 0 or minus infinity of the query's type (convert_boolean_attn_mask); rows that are no
+    multiple of 16 elements are padded, and the padding cut off again by a view (pad_bias); then every sample and head
+    sees the same rows (expand).
+    """
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    length = mask.size(-1)
+    if length % 16:
+        mask = F.pad(mask, (0, 16 - length % 16))[..., :length]
+    return mask.expand(query.size(0), query.size(1), query.size(2), length)
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, scale: float | None) -> Tensor:

@@ -81,11 +81,15 @@ def _is_inf(args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any) -> Tra
 
 def _flash_backward(args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any) -> Transients:
     # aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd: dq is summed in fp32, in rows
-    # rounded up to 128 and a head size rounded up to 32; softmax_d likewise.
-    query = args[1]
+    # rounded up to 128 and a head size rounded up to 32; softmax_d likewise. The gradients of grouped keys and values
+    # are made for every head of the queries (dk_expanded, dv_expanded), and then added up.
+    query, key = args[1], args[2]
     batch, heads, length, size = query.shape
     rows = batch * heads * (-(-length // 128) * 128)
-    return [(DEVICE, 4 * rows), (DEVICE, 4 * rows * (-(-size // 32) * 32))]
+    found = [(DEVICE, 4 * rows), (DEVICE, 4 * rows * (-(-size // 32) * 32))]
+    if key.shape[1] != heads:
+        found += [(DEVICE, key.element_size() * batch * key.shape[2] * heads * size)] * 2
+    return found
 
 
 _RULES: dict[Any, Rule] = {

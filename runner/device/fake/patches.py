@@ -18,6 +18,7 @@ from torch.utils._mode_utils import no_dispatch
 
 from dsplan.kernels import Kernels
 from runner.device.fake import autocast
+from runner.device.fake import kernels as own_kernels
 from runner.device.fake.answers import Answers
 from runner.device.fake.attention import fused_attention
 from runner.device.fake.collectives import NAMES, holding
@@ -64,6 +65,7 @@ def patched_torch(tracker: Tracker, device: torch.device, kernels: Kernels) -> I
         if device.type != "cpu":
             casts = autocast.Casts()
             stack.enter_context(autocast.registered(casts))
+            stack.enter_context(own_kernels.registered())
             patches += [*_of_the_device(kernels, casts), *_of_the_collectives()]
         for patch in patches:
             stack.enter_context(patch.applied())
@@ -273,7 +275,9 @@ def _narrow(tensor: Any, dim: Any, start: Any, length: Any) -> Any:
 
 
 def _get_item(tensor: Any, index: Any) -> Any:
-    """``tensor[start:stop]`` the short way."""
+    """``tensor[start:stop]`` the short way; a list of indices through the host, where torch would ask for a kernel."""
+    if isinstance(index, tuple) and any(type(each) is list for each in index):
+        index = tuple(torch.tensor(each).to(tensor.device) if type(each) is list else each for each in index)
     if type(index) is not slice or index.step is not None or not tensor.shape:
         return torch.Tensor.__getitem__(tensor, index)
     start, stop, _ = index.indices(tensor.shape[0])

@@ -89,7 +89,7 @@ def test_a_specification_reads_back_with_its_target(tmp_path: Path) -> None:
 
 
 def test_there_is_no_launcher(tmp_path: Path) -> None:
-    command = launch._command(dry_spec(), tmp_path, "runner.train")
+    command = launch._command(dry_spec(), tmp_path, "runner.train", 29500)
     assert command[1:4] == ["-m", "runner.child", "runner.train"]
     assert not any("deepspeed" in part for part in command)
 

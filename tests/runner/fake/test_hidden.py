@@ -95,4 +95,8 @@ def test_flash_attention_s_backward_sums_in_fp32_in_padded_rows() -> None:
     query = torch.empty(2, 3, 100, 40, dtype=torch.bfloat16, device="meta")
     function = aten._scaled_dot_product_flash_attention_backward.default
     rows = 2 * 3 * 128
-    assert transients(function, (None, query), {}, None) == [(DEVICE, 4 * rows), (DEVICE, 4 * rows * 64)]
+    sums = [(DEVICE, 4 * rows), (DEVICE, 4 * rows * 64)]
+    assert transients(function, (None, query, query), {}, None) == sums
+    grouped = torch.empty(2, 1, 100, 40, dtype=torch.bfloat16, device="meta")  # gradients for every head of the queries
+    expanded = [(DEVICE, 2 * 2 * 100 * 3 * 40)] * 2
+    assert transients(function, (None, query, grouped), {}, None) == [*sums, *expanded]

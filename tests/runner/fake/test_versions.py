@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[3]
         ("2.2.0", "0.19.8", False),  # not 2.20
         ("3.11.0", "0.19.8", False),
         ("2.13.0", "0.19.7", True),
-        ("2.13.0", "0.19.0", True),
-        ("2.13.0", "0.18.9", False),
+        ("2.13.0", "0.19.4", True),
+        ("2.13.0", "0.19.3", False),
         ("2.13.0", "0.19.9", False),
         ("2.13.0", "0.19.80", False),
         ("2.13.0", "0.20.0", False),
@@ -55,7 +55,7 @@ def test_outside_the_range_both_are_named_and_what_to_do(monkeypatch: pytest.Mon
     with pytest.raises(InputError) as caught:
         require_tested(force=False)
     assert str(caught.value) == (
-        "the dry run is tested with torch 2.11 to 2.13 and DeepSpeed 0.19.0 to 0.19.8, and this machine has torch "
+        "the dry run is tested with torch 2.11 to 2.13 and DeepSpeed 0.19.4 to 0.19.8, and this machine has torch "
         "2.9.1 and DeepSpeed 0.18.0: its numbers could be wrong, or it could break; install a tested pair, or make the "
         "dry run all the same with --force"
     )

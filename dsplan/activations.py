@@ -13,11 +13,13 @@ from functools import lru_cache
 
 from dsplan import attention, operators
 from dsplan.attention import AttentionShape
+from dsplan.decoders import covered as decoders
+from dsplan.errors import InputError
 from dsplan.kernels import Kernels
 from dsplan.ledger import Term
 from dsplan.model import ModelShape
 from dsplan.operators import BACKWARD, WORKING
-from dsplan.tape import ENTER, ENTER_BACKWARD, FREE, LEAVE, Event, Storage, Tape, Tensor
+from dsplan.tape import ALLOC, ENTER, ENTER_BACKWARD, FREE, LEAVE, Event, Storage, Tape, Tensor
 from dsplan.workload import Workload
 
 STREAM = Term("residual stream", "e·b·s·h per half block", "minGPT Block.forward; saved as layer norm's input")
@@ -54,12 +56,41 @@ class Programs:
 
 @lru_cache(maxsize=256)
 def programs(model: ModelShape, workload: Workload, kernels: Kernels) -> Programs:
-    """Record the three pieces for one micro batch."""
+    """Record the three pieces for one micro batch.
+
+    Raises:
+        InputError: a decoder that the formulas do not cover; the message offers the dry run.
+    """
+    if model.decoder is not None:
+        require_formulas(model, workload)
+        pieces = decoders.pieces_of(model.decoder, model.attention, workload, kernels)
+        return Programs(*(_record(piece) for piece in pieces))
     return Programs(
         embedding=_record(_Embedding(model, workload, kernels)),
         block=_record(_Block(model, workload, kernels)),
         head=_record(_Head(model, workload, kernels)),
     )
+
+
+def not_covered(model: ModelShape, workload: Workload) -> str | None:
+    """Why the formulas have no activations for ``model``; None where they have, as for every minGPT."""
+    if model.decoder is None:
+        return None
+    return decoders.uncovered(model.decoder, model.attention, workload.sequence_length)
+
+
+def require_formulas(model: ModelShape, workload: Workload) -> None:
+    """Refuse a decoder whose activations have no formula.
+
+    Raises:
+        InputError: it has none; a dry run knows them.
+    """
+    why = not_covered(model, workload)
+    if why is not None:
+        raise InputError(
+            f"model_type {model.model_type}: the formulas do not cover {why}; a dry run does: "
+            "dsplan verify --device fake"
+        )
 
 
 class _Piece:
@@ -155,9 +186,8 @@ class _Block(_Piece):
         eager = self.model.attention == "eager"
         context = self.eager_attention(qkv, shape) if eager else attention.fused(t, qkv, shape)
         projected = self.linear(context, "attn.c_proj", h, h, WORKING)
-        t.drop(context)
         dropped = self.dropout(projected, "attn.resid_dropout")
-        t.drop(projected, qkv)  # q, k and v stay in the function's locals until it returns
+        t.drop(projected, qkv, context)  # q, k, v and y stay in the function's locals until it returns
         return dropped
 
     def eager_attention(self, qkv: Tensor, shape: AttentionShape) -> Tensor:
@@ -238,16 +268,24 @@ class _Head(_Piece):
         return loss
 
 
-def _record(piece: _Piece) -> Program:
-    """Run a piece forward and backward on its tape; its input is held by what came before."""
+def _record(piece: _Piece | decoders.Piece) -> Program:
+    """Run a piece forward and backward on its tape.
+
+    A minGPT's input is held by what came before; a decoder's piece frees its input, and its output is not its own.
+    """
     t = piece.tape
-    source = Storage(piece.stream_bytes, STREAM, silent=True)
-    x = Tensor(source)
+    owns = isinstance(piece, decoders.Piece)
+    starts = isinstance(piece, (_Embedding, decoders.Embedding))
+    # A plain number: what one piece allocates and another frees has no identity in either.
+    size = int(t.kernels.rounded(piece.stream_bytes))
+    x = Tensor(Storage(size, decoders.STREAM if owns else STREAM, silent=starts or not owns))
     start = len(t.events)
     out = piece.forward(x)
     turn = len(t.events)
-    if isinstance(piece, _Head):  # the loss is the model's output: its backward is the first
+    if isinstance(piece, (_Head, decoders.Head)):  # the loss is the model's output: its backward is the first
         t.mark(ENTER_BACKWARD, ROOT)
+    elif owns:
+        _hand_over(t, out.storage)
     # A block's output lives on as the next one's saved input, whose backward ends before this one's starts.
     gradient = t.allocate(out.storage.size, BACKWARD)
     t.drop(out)
@@ -256,3 +294,11 @@ def _record(piece: _Piece) -> Program:
     if arrived is not None:
         t.release(arrived)
     return Program(forward=tuple(t.events[start:turn]), backward=tuple(t.events[turn:]))
+
+
+def _hand_over(t: Tape, storage: Storage) -> None:
+    """The next piece frees it."""
+    storage.silent = True
+    for index, (kind, size, term) in enumerate(t.events):
+        if kind == ALLOC and size is storage.size:
+            t.events[index] = (kind, int(size), term)

@@ -20,6 +20,19 @@ ALLREDUCE_COPY = Term(
 SCATTER_COPY = Term(
     "interleaved copy for reduce-scatter", "e·bucket", "coalesced_collectives.py reduce_scatter_coalesced"
 )
+COMMUNICATION_COPY = Term(
+    "gradients cast for their reduction", "c·n each", "stage3.py __avg_scatter_grads: communication_data_type"
+)
+SCALED_COPY = Term(
+    "scaled copy of an all-reduced bucket",
+    "c·bucket",
+    "stage3.py __avg_scatter_contiguous_grads: mul(gradient_predivide_factor), without reduce_scatter",
+)
+ACCUMULATION_COPY = Term(
+    "reduced gradients cast for their accumulation",
+    "g·⌈n/N⌉ each",
+    "stage3.py __avg_scatter_grads: gradient_accumulation_dtype",
+)
 NORM = Term(
     "gradient in fp64 for the norm", "8·S_max", "stage_1_and_2.py, stage3.py get_grad_norm_direct (get_norm_dtype)"
 )

@@ -73,19 +73,26 @@ def normalise(name: str) -> str:
 
 @cache
 def preset(name: str) -> ModelShape:
-    """The preset called ``name``, in any case.
+    """The preset called ``name``, in any case: a minGPT, or one of transformers' decoders as it is published.
 
     Raises:
         InputError: no such preset, with the nearest names.
     """
     presets = {entry["name"]: entry["config"] for entry in _data("models.json")["presets"]}
+    if name.strip().casefold() not in (key.casefold() for key in presets):
+        presets |= {entry["name"]: entry["config"] for entry in _data("decoders.json")["decoders"]}
     key = choice("model", name.strip(), presets)
     return shape_from_config(presets[key], where=f"preset {key}", name=key)
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names of the presets, in the catalogue's order."""
+    """The names of the minGPTs, in the catalogue's order."""
     return tuple(entry["name"] for entry in _data("models.json")["presets"])
+
+
+def decoder_names() -> tuple[str, ...]:
+    """The names of the published decoders, in the catalogue's order."""
+    return tuple(entry["name"] for entry in _data("decoders.json")["decoders"])
 
 
 @cache

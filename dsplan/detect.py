@@ -19,16 +19,19 @@ MEMINFO = Path("/proc/meminfo")
 
 #: A card whose reported memory is further than this from the catalogue's is another variant of it.
 _SAME_MEMORY = 0.05
+#: nvidia-smi tells whole MiB: what is left of a card agrees to this.
+_SAME_USABLE = 4 * MIB
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device as its driver's tool reports it."""
+    """One device as its driver's tool reports it; ``reserved_bytes`` is the driver's own share, None: not known."""
 
     kind: str
     name: str
     memory_bytes: int
     compute_capability: str | None = None
+    reserved_bytes: int | None = None
 
 
 def local_accelerator() -> Accelerator | None:
@@ -69,11 +72,18 @@ def _devices() -> list[Device]:
 
 def _nvidia() -> list[Device]:
     form = "--format=csv,noheader,nounits"
-    rows = _rows(["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", form], 3)
-    if not rows:
-        # Drivers before 510 do not know compute_cap and refuse the whole query.
-        rows = _rows(["nvidia-smi", "--query-gpu=name,memory.total", form], 2)
-    return _visible([Device("cuda", row[0], memory, *row[2:]) for row in rows if (memory := _mib(row[1]))])
+    # Drivers before 510 know neither of the last two, and a query with an unknown field is refused as a whole.
+    for fields in (("compute_cap", "memory.reserved"), ("compute_cap",), ()):
+        query = ",".join(("name", "memory.total", *fields))
+        rows = _rows(["nvidia-smi", f"--query-gpu={query}", form], 2 + len(fields))
+        if rows:
+            break
+    devices = []
+    for name, total, *rest in rows:
+        if memory := _mib(total):
+            capability, reserved = (*rest, None, None)[:2]
+            devices.append(Device("cuda", name, memory, capability, None if reserved is None else _mib(reserved)))
+    return _visible(devices)
 
 
 def _gaudi() -> list[Device]:
@@ -122,9 +132,24 @@ def _accelerator(device: Device) -> Accelerator:
     known = find_accelerator(device.name)
     if known is not None and known.memory_bytes is not None:
         if abs(device.memory_bytes / known.memory_bytes - 1) <= _SAME_MEMORY:
-            return known
+            return _as_reported(known, device)
         return _like(known, device, f"{known.name}-variant")
     return _like(_relative(device), device, normalise(device.name))
+
+
+def _as_reported(known: Accelerator, device: Device) -> Accelerator:
+    """The catalogue's card; where its driver keeps another share of it, with what is left as the driver says."""
+    if device.reserved_bytes is None or known.usable_bytes is None:
+        return known
+    usable = device.memory_bytes - device.reserved_bytes
+    if abs(usable - known.usable_bytes) <= _SAME_USABLE:
+        return known
+    return replace(
+        known,
+        memory_bytes=device.memory_bytes,
+        driver_reserve_bytes=device.reserved_bytes,
+        sources=(*known.sources, "memory_bytes, driver_reserve_bytes: nvidia-smi on this machine"),
+    )
 
 
 def _like(entry: Accelerator, device: Device, name: str) -> Accelerator:
@@ -135,6 +160,7 @@ def _like(entry: Accelerator, device: Device, name: str) -> Accelerator:
         name=name,
         label=device.name,
         memory_bytes=device.memory_bytes,
+        driver_reserve_bytes=entry.driver_reserve_bytes if device.reserved_bytes is None else device.reserved_bytes,
         compute_capability=device.compute_capability,
         sources=(
             f"memory_bytes: {tool} on this machine",

@@ -3,102 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from dsplan.catalogue import accelerators
+from dsplan.errors import InputError
 from dsplan.hardware import Accelerator, Cluster
 from dsplan.kernels import FLASH, kernels_of
-from dsplan.ladder import largest_that_fits
-from dsplan.ledger import MemoryTerm, PhaseMemory
+from dsplan.ladder import largest_below, largest_that_fits
+from dsplan.ledger import MemoryTerm
 from dsplan.model import ModelShape
 from dsplan.overhead import PROCESS_HOST_BYTES, device_overhead, with_fragmentation
 from dsplan.plan import Plan
 from dsplan.recommend import recommend
 from dsplan.units import format_bytes
-from dsplan.walk import FIRST_STEP, STEADY_STATE, WalkResult, walk
+from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, UNKNOWN, Candidates, Pressed, firmly, lives, press
+from dsplan.verdict.remedies import Remedy, proposals
+from dsplan.verdict.rows import (
+    BY_BOUND,
+    BY_DRY_RUN,
+    BY_PEAK,
+    BY_REPLAY,
+    DeviceEstimate,
+    Estimate,
+    HostEstimate,
+    PlanEstimate,
+)
+from dsplan.walk import FIRST_STEP, STEADY_STATE, WalkResult, capacity_of, walk
 
-FITS = "fits"
-TIGHT = "tight"
-DOES_NOT_FIT = "does not fit"
-UNKNOWN = "unknown"
+if TYPE_CHECKING:
+    from dsplan.verdict.operations import Trace
+
+__all__ = [
+    "BY_BOUND",
+    "BY_DRY_RUN",
+    "BY_PEAK",
+    "BY_REPLAY",
+    "DOES_NOT_FIT",
+    "FITS",
+    "TIGHT",
+    "UNKNOWN",
+    "DeviceEstimate",
+    "Estimate",
+    "HostEstimate",
+    "PlanEstimate",
+    "estimate",
+    "overhead_of",
+]
 
 INIT = "init"
+#: Kinds of devices whose memory torch's caching allocator manages by the rules that are replayed.
+REPLAYED = ("cuda", "rocm")
 STAGE_THAT_CHECKS = 3  # whose overflow check of fp16 gradients loads kernels of its own
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceEstimate:
-    """Memory of the worst rank's device, in bytes as torch counts allocated memory.
-
-    Attributes:
-        phases: ``init`` and the steady state's ``forward``, ``backward``, ``step``.
-        first_step: ``forward``, ``backward``, ``step`` of the first step, where optimizer states
-            are not there yet.
-        peak_bytes: the maximum over initialisation and all steps.
-        peak_phase: the phase of that peak.
-        peak_step: ``init``, ``first step``, ``step 2``, ``step 3`` or ``steady state``.
-        peak_moment: the moment within the phase ("backward of block 11").
-        steps_peak_bytes: the maximum over the steps, initialisation apart.
-        overhead_bytes: device memory outside the allocator (context, communication).
-        device_bytes: what the driver shows at least at the peak: allocated and overhead.
-        device_bound_bytes: the same with the fragmentation that a run under pressure has needed; ``fits`` means this.
-    """
-
-    phases: dict[str, PhaseMemory]
-    first_step: dict[str, PhaseMemory]
-    peak_bytes: int
-    peak_phase: str
-    peak_step: str
-    peak_moment: str
-    steps_peak_bytes: int
-    overhead_bytes: int
-    device_bytes: int
-    device_bound_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostEstimate:
-    """Host memory: per rank pinned and pageable (peak bytes), and the total of a node."""
-
-    pinned_bytes: int
-    pageable_bytes: int
-    bytes_per_node: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanEstimate:
-    """One row of the table.
-
-    Attributes:
-        verdict: ``fits``; ``tight`` (the expected need fits, with fragmentation it may not);
-            ``does not fit``; ``unknown`` (no device was named).
-        reason: why it does not fit: which memory is short, by how much, at which moment.
-        headroom_bytes: usable device memory minus ``device.device_bytes``; negative when short.
-        fits_on: catalogued accelerators that it fits (always filled).
-        max_micro_batch_size: the largest micro batch that fits; 0 when none does, None when unknown.
-        terms: what is live at the peak, largest first (only when explained).
-    """
-
-    plan: Plan
-    device: DeviceEstimate
-    host: HostEstimate
-    verdict: str
-    reason: str
-    headroom_bytes: int | None
-    fits_on: tuple[str, ...]
-    max_micro_batch_size: int | None
-    terms: tuple[MemoryTerm, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """All plans for one model on one cluster; ``recommended`` is a plan's name or None."""
-
-    model: ModelShape
-    cluster: Cluster
-    plans: tuple[PlanEstimate, ...]
-    recommended: str | None
-    recommendation_reason: str
 
 
 def estimate(
@@ -108,6 +65,8 @@ def estimate(
     *,
     explain: bool = False,
     ladder: bool = True,
+    closely: bool = False,
+    exactly: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Estimate:
     """Walk every plan and judge it.
@@ -117,35 +76,39 @@ def estimate(
         plans: what to compare, fastest first (the order is the recommendation's).
         cluster: the machines; without an accelerator no plan gets a verdict of its own.
         explain: list the terms that are live at each plan's peak.
-        ladder: find the largest micro batch that fits (needs an accelerator).
+        ladder: find the largest micro batch that fits (needs an accelerator), by the closed bound on fragmentation.
+        closely: replay the allocator for every plan, not only where its memory decides (:mod:`dsplan.verdict`), and
+            find the largest micro batch by replays too, and what would help a plan that does not fit.
+        exactly: also find the longest sequence.
         on_progress: called with (plans done, plans in all).
     """
     rows = []
     for index, plan in enumerate(plans):
-        rows.append(_estimate_plan(model, plan, cluster, explain=explain, ladder=ladder))
+        rows.append(
+            _estimate_plan(model, plan, cluster, explain=explain, ladder=ladder, closely=closely, exactly=exactly)
+        )
         if on_progress is not None:
             on_progress(index + 1, len(plans))
     name, reason = recommend([(row.plan.name, row.verdict, row.fits_on) for row in rows], cluster)
     return Estimate(model=model, cluster=cluster, plans=tuple(rows), recommended=name, recommendation_reason=reason)
 
 
-def _estimate_plan(model: ModelShape, plan: Plan, cluster: Cluster, *, explain: bool, ladder: bool) -> PlanEstimate:
+def _estimate_plan(
+    model: ModelShape, plan: Plan, cluster: Cluster, *, explain: bool, ladder: bool, closely: bool, exactly: bool
+) -> PlanEstimate:
     _check_sequence(model, plan)
-    result = walk(model, plan, cluster.world_size, kernels_of(cluster.accelerator))
-    device = _device(model, plan, result, cluster)
-    host = HostEstimate(
-        pinned_bytes=result.pinned_bytes,
-        pageable_bytes=result.pageable_bytes,
-        bytes_per_node=cluster.gpus_per_node * (PROCESS_HOST_BYTES + result.host_bytes),
-    )
+    walked = _Walked(model, plan, cluster)
+    device, host = walked.device, walked.host
 
     def overhead_on(card: Accelerator) -> int:
-        return overhead_of(model, plan, card, cluster.world_size, result.pinned_bytes)
+        return overhead_of(model, plan, card, cluster.world_size, host.pinned_bytes)
 
-    verdict, reason, headroom = _judge(device, host, cluster)
-    largest = None
-    if ladder and cluster.accelerator is not None and cluster.accelerator.memory_bytes is not None:
-        largest = _ladder(model, plan, cluster, fits=verdict == FITS)
+    pressed = walked.pressed(closely=closely)
+    verdict, reason, headroom = _judge(device, host, cluster, pressed)
+    largest = longest = None
+    if (ladder or exactly) and cluster.accelerator is not None and cluster.accelerator.memory_bytes is not None:
+        largest = _largest_batch(model, plan, cluster, fits=verdict == FITS, exactly=closely or exactly)
+        longest = _longest_sequence(model, plan, cluster, fits=verdict == FITS) if exactly else None
     return PlanEstimate(
         plan=plan,
         device=device,
@@ -155,13 +118,128 @@ def _estimate_plan(model: ModelShape, plan: Plan, cluster: Cluster, *, explain: 
         headroom_bytes=headroom,
         fits_on=_cards(device, overhead_on),
         max_micro_batch_size=largest,
-        terms=_terms(model, plan, cluster, device) if explain else (),
+        max_sequence_length=longest,
+        terms=_terms(model, plan, cluster, device) if explain or (closely and verdict == DOES_NOT_FIT) else (),
+        remedies=_remedies(model, plan, cluster, walked, pressed) if closely and verdict not in (FITS, UNKNOWN) else (),
+        judged_by=BY_BOUND if pressed is None else BY_PEAK if pressed.reserved_bytes is None else BY_REPLAY,
+        pressed=pressed,
     )
 
 
-def _check_sequence(model: ModelShape, plan: Plan) -> None:
-    from dsplan.errors import InputError
+def _remedies(
+    model: ModelShape, plan: Plan, cluster: Cluster, walked: _Walked, pressed: Pressed | None
+) -> tuple[Remedy, ...]:
+    """Every change that saves memory, with its verdict. What it saves is of the peak; of the allocator's settings, of
+    what the run can live with."""
+    if plan.ddp:
+        return ()
+    found = []
+    for proposal in proposals(plan, cluster.allocator, world_size=cluster.world_size):
+        changed = replace(cluster, allocator=proposal.allocator)
+        try:
+            other = _Walked(model, proposal.plan, changed)
+            settings = proposal.allocator != cluster.allocator
+            judged = other.pressed(closely=settings)
+        except InputError:  # this plan cannot be had with that change
+            continue
+        saved = walked.device.device_bytes - other.device.device_bytes
+        if settings and pressed is not None and judged is not None:
+            saved = (pressed.least_bytes or 0) - (judged.least_bytes or 0)
+        if saved > 0:
+            verdict = _judge(other.device, other.host, changed, judged)[0]
+            found.append(Remedy(change=proposal.change, saved_bytes=saved, verdict=verdict))
+    return tuple(found)
 
+
+class _Walked:
+    """One plan walked on the cluster, and what its verdict rests on."""
+
+    def __init__(self, model: ModelShape, plan: Plan, cluster: Cluster) -> None:
+        self._model, self._plan, self._cluster = model, plan, cluster
+        self._capacity = capacity_of(cluster.accelerator, cluster.world_size)
+        kernels = kernels_of(cluster.accelerator)
+        result = walk(model, plan, cluster.world_size, kernels, capacity_bytes=self._capacity)
+        self.device = _device(model, plan, result, cluster)
+        self.host = HostEstimate(
+            pinned_bytes=result.pinned_bytes,
+            pageable_bytes=result.pageable_bytes,
+            bytes_per_node=cluster.gpus_per_node * (PROCESS_HOST_BYTES + result.host_bytes),
+        )
+
+    @property
+    def offered_bytes(self) -> int | None:
+        """What the device has for torch's allocator; None: not known, or no such allocator is replayed."""
+        accelerator = self._cluster.accelerator
+        if accelerator is None or accelerator.usable_bytes is None:
+            return None
+        if accelerator.kind not in REPLAYED or self._plan.ddp:
+            return None
+        return accelerator.usable_bytes - self.device.overhead_bytes
+
+    @cached_property
+    def _candidates(self) -> Candidates:
+        from dsplan.allocator import parse_settings
+        from dsplan.engine import candidate_ranks
+
+        model, plan, cluster = self._model, self._plan, self._cluster
+
+        def make(rank: int, skipped: int) -> Trace:
+            from dsplan.verdict.trace import trace
+
+            kernels = kernels_of(cluster.accelerator)
+            return trace(
+                model,
+                plan,
+                cluster.world_size,
+                kernels,
+                rank=rank,
+                capacity_bytes=self._capacity,
+                skipped=skipped,
+            )
+
+        ranks = candidate_ranks(model, plan, cluster.world_size)
+        skips = plan.workload.precision == "fp16" and plan.zero.stage > 0
+        return Candidates(ranks, make, parse_settings(cluster.allocator), skips=skips)
+
+    def pressed(self, *, closely: bool = False) -> Pressed | None:
+        """What replays of the allocator say; None where none is made."""
+        offered = self.offered_bytes
+        if offered is None:
+            return None
+        pressed = press(self._candidates, self.device.peak_bytes, offered, closely=closely)
+        return firmly(pressed, self.device.peak_bytes, self._plan.workload.micro_batch_size, self._with_batch)
+
+    def _with_batch(self, micro_batch_size: int) -> tuple[Candidates, int]:
+        """The candidates and the allocated peak with another micro batch."""
+        workload = replace(self._plan.workload, micro_batch_size=micro_batch_size)
+        other = _Walked(self._model, replace(self._plan, workload=workload), self._cluster)
+        return other._candidates, other.device.peak_bytes
+
+    def fits(self) -> bool:
+        """Whether the verdict is ``fits``, with as few replays as that takes."""
+        offered = self.offered_bytes
+        if offered is None:
+            return _judge(self.device, self.host, self._cluster, None)[0] == FITS
+        if _host_shortage(self.host, self._cluster) > 0:
+            return False
+        if not lives(self._candidates, self.device.peak_bytes, offered):
+            return False
+        pressed = self.pressed()
+        return pressed is not None and pressed.verdict == FITS
+
+    def is_bounded(self) -> bool:
+        """Whether it fits also with the fragmentation that runs under a cap have needed at most."""
+        return _judge(self.device, self.host, self._cluster)[0] == FITS
+
+    def is_possible(self) -> bool:
+        """Whether the device has room for the allocated peak, and the node for the host's memory."""
+        offered = self.offered_bytes
+        if offered is None:
+            return self.fits()
+        return self.device.peak_bytes <= offered and _host_shortage(self.host, self._cluster) <= 0
+
+
+def _check_sequence(model: ModelShape, plan: Plan) -> None:
     if plan.workload.sequence_length > model.max_position_embeddings:
         raise InputError(
             f"sequence_length: {plan.workload.sequence_length} tokens are more than the model's "
@@ -203,22 +281,65 @@ def _device(model: ModelShape, plan: Plan, result: WalkResult, cluster: Cluster)
     )
 
 
-def _judge(device: DeviceEstimate, host: HostEstimate, cluster: Cluster) -> tuple[str, str, int | None]:
-    """Verdict, reason and headroom on the cluster's own device and host."""
+def _judge(
+    device: DeviceEstimate, host: HostEstimate, cluster: Cluster, pressed: Pressed | None = None
+) -> tuple[str, str, int | None]:
+    """Verdict, reason and headroom on the cluster's own device and host.
+
+    Without ``pressed`` the fragmentation that runs under a cap have needed stands for the replay.
+    """
     accelerator = cluster.accelerator
     if accelerator is None or accelerator.usable_bytes is None:
         return UNKNOWN, "", None
     headroom = accelerator.usable_bytes - device.device_bytes
+    host_short = _host_shortage(host, cluster)
     if headroom < 0:
         where = f"in {device.peak_phase}, {device.peak_moment}"
-        return DOES_NOT_FIT, f"the device is short by {format_bytes(-headroom)} {where}", headroom
-    if cluster.host_memory_bytes is not None and host.bytes_per_node > cluster.host_memory_bytes:
-        short = host.bytes_per_node - cluster.host_memory_bytes
-        return DOES_NOT_FIT, f"the host is short by {format_bytes(short)} per node", headroom
-    if device.device_bound_bytes > accelerator.usable_bytes:
+        verdict, reason = DOES_NOT_FIT, f"the device is short by {format_bytes(-headroom)} {where}"
+    elif pressed is not None:
+        verdict, reason, headroom = _judge_pressed(pressed, headroom)
+    elif device.device_bound_bytes > accelerator.usable_bytes:
         short = device.device_bound_bytes - accelerator.usable_bytes
-        return TIGHT, f"fragmentation may need up to {format_bytes(short)} more than there is", headroom
-    return FITS, "", headroom
+        verdict, reason = TIGHT, f"fragmentation may need up to {format_bytes(short)} more than there is"
+    else:
+        verdict, reason = FITS, ""
+    if verdict != DOES_NOT_FIT and host_short > 0:
+        verdict, reason = DOES_NOT_FIT, f"the host is short by {format_bytes(host_short)} per node"
+    return verdict, reason, headroom
+
+
+def _judge_pressed(pressed: Pressed, headroom: int) -> tuple[str, str, int]:
+    """The same for a plan that was replayed; ``headroom`` is what it has above its allocated peak."""
+    if pressed.need_bytes is not None:
+        headroom = pressed.offered_bytes - pressed.need_bytes
+    if pressed.verdict == DOES_NOT_FIT:
+        return DOES_NOT_FIT, _fragmentation(pressed), min(headroom, -1)
+    if pressed.verdict == FITS:
+        return FITS, "", headroom
+    if pressed.smaller_that_dies is not None:
+        return (
+            TIGHT,
+            f"micro batch {pressed.smaller_that_dies} does not fit: it depends on how the pieces fall",
+            headroom,
+        )
+    asked = format_bytes(pressed.margin_bytes)
+    return TIGHT, f"{format_bytes(max(headroom, 0))} would be left, and fits asks for {asked}", headroom
+
+
+def _fragmentation(pressed: Pressed) -> str:
+    """Why a plan does not fit whose tensors would."""
+    assert pressed.least_bytes is not None
+    assert pressed.moment is not None
+    moment = pressed.moment
+    step = "" if moment.step == INIT else f" of the {moment.step}"
+    short = format_bytes(max(pressed.least_bytes - pressed.offered_bytes, 0))
+    where = f"in {moment.phase}{step}, {moment.moment}"
+    return f"the device is short by {short} {where}: its tensors have room, but not in one piece"
+
+
+def _host_shortage(host: HostEstimate, cluster: Cluster) -> int:
+    """By how much the node's memory is short, in bytes; below 1 where it suffices or is not known."""
+    return 0 if cluster.host_memory_bytes is None else host.bytes_per_node - cluster.host_memory_bytes
 
 
 def _cards(device: DeviceEstimate, overhead_on: Callable[[Accelerator], int]) -> tuple[str, ...]:
@@ -231,21 +352,45 @@ def _cards(device: DeviceEstimate, overhead_on: Callable[[Accelerator], int]) ->
     return tuple(card.name for card in sorted(cards, key=lambda card: card.usable_bytes or 0))
 
 
-def _ladder(model: ModelShape, plan: Plan, cluster: Cluster, *, fits: bool) -> int:
-    def fits_with(micro_batch_size: int) -> bool:
-        tried = replace(plan, workload=replace(plan.workload, micro_batch_size=micro_batch_size))
-        result = walk(model, tried, cluster.world_size, kernels_of(cluster.accelerator))
-        device = _device(model, tried, result, cluster)
-        host = HostEstimate(
-            pinned_bytes=result.pinned_bytes,
-            pageable_bytes=result.pageable_bytes,
-            bytes_per_node=cluster.gpus_per_node * (PROCESS_HOST_BYTES + result.host_bytes),
-        )
-        return _judge(device, host, cluster)[0] == FITS
+def _largest_batch(model: ModelShape, plan: Plan, cluster: Cluster, *, fits: bool, exactly: bool) -> int:
+    """The largest micro batch that is called ``fits``.
 
-    return largest_that_fits(fits_with, known=plan.workload.micro_batch_size, known_fits=fits)
+    ``exactly``: by replays, below what the allocated peak allows. Else by the closed bound on fragmentation, which the
+    plan's own verdict (``fits``) overrules.
+    """
+
+    def walked(micro_batch_size: int) -> _Walked:
+        workload = replace(plan.workload, micro_batch_size=micro_batch_size)
+        return _Walked(model, replace(plan, workload=workload), cluster)
+
+    known = plan.workload.micro_batch_size
+    if exactly:
+        bound = largest_that_fits(
+            lambda size: walked(size).is_possible(), known=known, known_fits=True if fits else None
+        )
+        return largest_below(bound, lambda size: walked(size).fits(), low=known if fits else 0)
+    bound = largest_that_fits(lambda size: walked(size).is_bounded(), known=known, known_fits=True if fits else None)
+    return bound if fits else min(bound, known - 1)
+
+
+def _longest_sequence(model: ModelShape, plan: Plan, cluster: Cluster, *, fits: bool) -> int:
+    """The longest sequence that is called ``fits``, of at most the model's positions; as :func:`_largest_batch`."""
+
+    def walked(sequence_length: int) -> _Walked:
+        workload = replace(plan.workload, sequence_length=sequence_length)
+        return _Walked(model, replace(plan, workload=workload), cluster)
+
+    known, positions = plan.workload.sequence_length, model.max_position_embeddings
+    bound = largest_that_fits(
+        lambda length: length <= positions and walked(length).is_possible(),
+        known=known,
+        known_fits=True if fits else None,
+    )
+    return largest_below(bound, lambda length: walked(length).fits(), low=known if fits else 0)
 
 
 def _terms(model: ModelShape, plan: Plan, cluster: Cluster, device: DeviceEstimate) -> tuple[MemoryTerm, ...]:
     target = (device.peak_step, device.peak_phase, device.peak_bytes)
-    return walk(model, plan, cluster.world_size, kernels_of(cluster.accelerator), target=target).terms
+    capacity = capacity_of(cluster.accelerator, cluster.world_size)
+    kernels = kernels_of(cluster.accelerator)
+    return walk(model, plan, cluster.world_size, kernels, target=target, capacity_bytes=capacity).terms

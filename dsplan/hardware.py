@@ -61,13 +61,15 @@ class Cluster:
     """Identical nodes with identical devices; one rank per device.
 
     ``accelerator`` is None when no device was named: every plan then says which catalogued cards
-    it fits. ``host_memory_bytes`` is per node, None when unknown.
+    it fits. ``host_memory_bytes`` is per node, None when unknown. ``allocator`` is the PYTORCH_CUDA_ALLOC_CONF of
+    the ranks.
     """
 
     accelerator: Accelerator | None = None
     gpus_per_node: int = 1
     num_nodes: int = 1
     host_memory_bytes: int | None = None
+    allocator: str = ""
 
     def __post_init__(self) -> None:
         require_positive("gpus", self.gpus_per_node)

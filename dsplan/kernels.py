@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsplan.hardware import Accelerator
+from dsplan.units import MIB, round_up
 
 FLASH = "flash"
 EFFICIENT = "efficient"
@@ -17,6 +18,11 @@ MATH = "math"
 
 #: c10/cuda/CUDACachingAllocator.cpp ``kMinBlockSize``: every device request is rounded up to this.
 CUDA_BLOCK_BYTES = 512
+#: The same file, ``kMinLargeAlloc``, ``kRoundLarge``: from here on a request gets a segment of its own, in such steps.
+OWN_SEGMENT_BYTES = 10 * MIB
+SEGMENT_STEP_BYTES = 2 * MIB
+#: The same file, ``kSmallSize``: a remainder of at most this is not split off (``should_split``).
+UNSPLIT_BYTES = MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +31,8 @@ class Kernels:
 
     Attributes:
         block_bytes: every allocation on the device is rounded up to a multiple of this.
+        whole_segments: what is left of a segment that holds one large tensor alone counts with the tensor where torch
+            does not split it off (:meth:`rounded`).
         fused_dropout: dropout keeps a mask of one byte per element (aten native_dropout); elsewhere it
             keeps the scaled noise in the input's type (aten dropout, composite form).
         float_norm_statistics: layer norm keeps mean and 1/std in fp32 whatever its input.
@@ -44,6 +52,7 @@ class Kernels:
     """
 
     block_bytes: int = CUDA_BLOCK_BYTES
+    whole_segments: bool = True
     fused_dropout: bool = True
     float_norm_statistics: bool = True
     accumulates_in_place: bool = True
@@ -55,6 +64,20 @@ class Kernels:
     lt_workspace_bytes: int = 0
     zero3_linear: bool = False
     fused_attention: str = FLASH
+
+    def rounded(self, size: int) -> int:
+        """What a request of ``size`` bytes counts as allocated, in bytes.
+
+        A multiple of ``block_bytes``; of 10 MiB or more, in a segment of its own, which is a multiple of 2 MiB
+        (c10/cuda/CUDACachingAllocator.cpp: round_size, get_allocation_size, should_split). Which block a smaller
+        tensor gets, or a large one once larger blocks have been freed, only a replay of the allocator can say: there
+        a tensor counts up to 1 MiB more (smaller ones) or less (large ones) than this.
+        """
+        block = round_up(size, self.block_bytes)
+        if block < OWN_SEGMENT_BYTES or not self.whole_segments:
+            return block
+        segment = round_up(block, SEGMENT_STEP_BYTES)
+        return segment if segment - block <= UNSPLIT_BYTES else block
 
     def attention_kernel(self, *, element_bytes: int, dropout: float) -> str:
         """The kernel behind ``F.scaled_dot_product_attention(is_causal=True)``.
@@ -77,6 +100,7 @@ def kernels_of(accelerator: Accelerator | None) -> Kernels:
     if accelerator.kind == "cpu":
         return Kernels(
             block_bytes=1,
+            whole_segments=False,
             fused_dropout=False,
             float_norm_statistics=False,
             accumulates_in_place=False,
@@ -90,6 +114,7 @@ def kernels_of(accelerator: Accelerator | None) -> Kernels:
     return Kernels(
         workspace_bytes=accelerator.cublas_workspace_bytes,
         lt_workspace_bytes=_LT_WORKSPACE if accelerator.kind == "cuda" else 0,
+        whole_segments=accelerator.kind != "hpu",
         pinned_rounds_to_power_of_two=accelerator.kind != "hpu",
         fused_attention=FLASH if capability >= (8, 0) else EFFICIENT,
     )

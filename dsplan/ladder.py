@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 #: Micro batches beyond this are not looked for.
 LARGEST = 2**16
+#: Tries that go down one by one.
+ONE_BY_ONE = 4
 
 
 def largest_that_fits(fits: Callable[[int], bool], *, known: int = 1, known_fits: bool | None = None) -> int:
@@ -25,6 +27,30 @@ def largest_that_fits(fits: Callable[[int], bool], *, known: int = 1, known_fits
         if fits(tried):
             low = tried
             step *= 2
+        else:
+            high = tried
+    return low
+
+
+def largest_below(bound: int, fits: Callable[[int], bool], *, low: int = 0) -> int:
+    """The largest n of at most ``bound`` for which ``fits(n)`` holds; ``low`` is known to hold, or is 0.
+
+    Tries start at ``bound``, near which the answer lies, and go down: one by one at first, because what fits need not
+    be all that is smaller, then in growing steps, at last between the last two.
+    """
+    high, step = bound + 1, 1  # high does not fit
+    while low + 1 < high:
+        tried = max(high - step, low + 1)
+        if fits(tried):
+            low = tried
+            break
+        high = tried
+        if bound - tried >= ONE_BY_ONE - 1:
+            step *= 2
+    while low + 1 < high:
+        tried = (low + high) // 2
+        if fits(tried):
+            low = tried
         else:
             high = tried
     return low

@@ -81,9 +81,13 @@ class StepMemory:
 
 
 @lru_cache(maxsize=4096)
-def _rounded_total(sizes: tuple[int, ...], block: int) -> tuple[int, int]:
-    """Sum of the sizes, each rounded up to ``block``, and how many there are."""
-    return sum(-(-size // block) for size in sizes) * block, sum(1 for size in sizes if size)
+def _total(sizes: tuple[int, ...], kernels: Kernels | None) -> tuple[int, int]:
+    """Sum of the sizes, each as the device counts it (None: as it is), and how many there are."""
+    count = sum(1 for size in sizes if size)
+    if kernels is None:
+        return sum(sizes), count
+    each = {size: kernels.rounded(size) for size in set(sizes)}
+    return sum([each[size] for size in sizes]), count
 
 
 class Ledger:
@@ -96,7 +100,7 @@ class Ledger:
 
     def __init__(self, kernels: Kernels, *, target: tuple[str, str, int] | None = None) -> None:
         self.kernels = kernels
-        self._block = kernels.block_bytes
+        self._rounded: dict[int, int] = {}  # what the device makes of each size
         self.level = 0
         self.host_level = {PINNED: 0, PAGEABLE: 0}
         self.host_peak = {PINNED: 0, PAGEABLE: 0}
@@ -137,15 +141,22 @@ class Ledger:
     def rounded(self, term: Term, size: int) -> int:
         """What the allocator of the term's place makes of a request of ``size`` bytes."""
         if term.place == DEVICE:
-            return -(-size // self._block) * self._block
+            return self._on_device(size)
         if term.place == PINNED and term.pooled and self.kernels.pinned_rounds_to_power_of_two:
             return next_power_of_two(size) if size else 0
         return size
 
+    def _on_device(self, size: int) -> int:
+        rounded = self._rounded.get(size)
+        if rounded is None:
+            rounded = self._rounded[size] = self.kernels.rounded(size)
+        return rounded
+
     def alloc(self, term: Term, size: int) -> None:
         """One tensor of ``size`` bytes appears."""
         if term.place == DEVICE and not self.detailed:  # as _change does; most of a walk passes here
-            self.level += -(-size // self._block) * self._block
+            rounded = self._rounded.get(size)
+            self.level += self._on_device(size) if rounded is None else rounded
             if self.level > self.peak:
                 self.reach(self.level)
         elif size:
@@ -154,7 +165,7 @@ class Ledger:
     def free(self, term: Term, size: int) -> None:
         """One tensor of ``size`` bytes goes."""
         if term.place == DEVICE and not self.detailed:
-            self.level -= -(-size // self._block) * self._block
+            self.level -= self._on_device(size)
         elif size:
             self._change(term, -self.rounded(term, size), -1)
 
@@ -169,7 +180,7 @@ class Ledger:
             for size in sizes:
                 self.alloc(term, size)
         else:
-            self._change(term, *_rounded_total(tuple(sizes), self._block if term.place == DEVICE else 1))
+            self._change(term, *_total(tuple(sizes), self.kernels if term.place == DEVICE else None))
 
     def free_many(self, term: Term, sizes: Iterable[int]) -> None:
         """Several tensors of one kind go."""
@@ -177,7 +188,7 @@ class Ledger:
             for size in sizes:
                 self.free(term, size)
         else:
-            total, count = _rounded_total(tuple(sizes), self._block if term.place == DEVICE else 1)
+            total, count = _total(tuple(sizes), self.kernels if term.place == DEVICE else None)
             self._change(term, -total, -count)
 
     def move(self, source: Term, target: Term, size: int) -> None:

@@ -6,40 +6,36 @@ V ``vocab_size``, T ``max_position_embeddings``.
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from dsplan.errors import InputError, choice, require_positive
+from dsplan.families import LARGEST_DIMENSION, Decoder, Parameter, decoder_of, described
 
+__all__ = ["ACTIVATIONS", "ATTENTIONS", "LARGEST_DIMENSION", "MINGPT", "ModelShape", "Parameter"]
+
+#: The model that ships with dsplan; every other ``model_type`` is one of transformers' (:mod:`dsplan.families`).
+MINGPT = "mingpt"
 ATTENTIONS = ("eager", "sdpa")
 ACTIVATIONS = ("gelu_new", "gelu")
-LARGEST_DIMENSION = 10_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter tensor: its dotted name as torch spells it, and its shape."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """The shape of a decoder-only transformer.
 
-    The fields hold any decoder that the later formulas will need (grouped-query attention, gated or
-    plain MLP, with or without biases, learned or rotary positions); this version's formulas cover
-    ``model_type="mingpt"``: fused ``c_attn``, biases everywhere but in the head, LayerNorm, learned
-    positions, a plain MLP of width 4h.
+    ``model_type="mingpt"`` is made from the fields alone: fused ``c_attn``, biases everywhere but in the head,
+    LayerNorm, learned positions, a plain MLP of width 4h. A shape of another type comes from
+    :func:`dsplan.modelfile.shape_from_config` and has a ``decoder``, from which the fields are.
+
+    Attributes:
+        bias: whether any product adds a bias.
+        decoder: the parameters of a decoder of transformers', and what its blocks run.
+        config: its configuration as JSON, keys in order; what two shapes are compared by.
 
     Raises:
         InputError: a count below 1, heads that do not divide the width, or an unknown name.
@@ -63,8 +59,13 @@ class ModelShape:
     activation: str = "gelu_new"
     dropout: float = 0.1
     tie_word_embeddings: bool = False
+    decoder: Decoder | None = dataclasses.field(default=None, compare=False, repr=False)
+    config: str = dataclasses.field(default="", repr=False)
 
     def __post_init__(self) -> None:
+        if self.decoder is not None:
+            self._require_the_decoders_fields(self.decoder)
+            return
         for field in ("num_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
             require_positive(field, getattr(self, field))
             if getattr(self, field) > LARGEST_DIMENSION:
@@ -79,8 +80,55 @@ class ModelShape:
             )
         if isinstance(self.dropout, bool) or not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout: {self.dropout!r} is not allowed; it must be at least 0 and below 1")
-        if self.model_type != "mingpt":
-            raise InputError(f"model_type: {self.model_type!r} is not supported yet; allowed: mingpt")
+        if self.model_type != MINGPT:
+            raise InputError(f"model_type: {self.model_type!r} is read from a configuration (config.json)")
+
+    @classmethod
+    def from_module(cls, module: Any, *, name: str = "module", factory: str = "") -> ModelShape:
+        """The shape of a torch module, on any device (meta will do): exact parameters, and which are trained.
+
+        Args:
+            module: an ``nn.Module``; tied parameters are counted once.
+            name: what it is called.
+            factory: ``package.file:function`` that makes it, from which a dry run builds it.
+
+        Raises:
+            InputError: it has no parameters.
+        """
+        config = described(module, factory)
+        return cls.of_decoder(decoder_of(config, name), config, name=name, attention="sdpa")
+
+    @classmethod
+    def of_decoder(cls, decoder: Decoder, config: Mapping[str, Any], *, name: str, attention: str) -> ModelShape:
+        """The shape of a decoder that was read from ``config``, with ``attention`` as it is computed."""
+        return cls(
+            name=name,
+            model_type=str(config["model_type"]),
+            num_layers=decoder.num_layers,
+            hidden_size=decoder.hidden_size,
+            num_attention_heads=decoder.num_attention_heads,
+            vocab_size=decoder.vocab_size,
+            max_position_embeddings=decoder.max_position_embeddings,
+            num_key_value_heads=decoder.num_key_value_heads,
+            head_size=decoder.head_size,
+            intermediate_size=decoder.intermediate_size,
+            gated_mlp=decoder.mlp != "plain",
+            bias=decoder.qkv_bias or decoder.output_bias or decoder.mlp_bias,
+            normalization=decoder.norm,
+            positions="rotary" if decoder.rotary_size else "learned",
+            attention=attention,
+            activation=decoder.activation,
+            dropout=decoder.attention_dropout,
+            tie_word_embeddings=bool(decoder.tied),
+            decoder=decoder,
+            config=json.dumps({**config, "attn_implementation": attention}, sort_keys=True),
+        )
+
+    def _require_the_decoders_fields(self, decoder: Decoder) -> None:
+        """Refuse a changed copy whose fields no longer say what the configuration does."""
+        for name in ("num_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
+            if getattr(self, name) != getattr(decoder, name):
+                raise InputError(f"{name}: {getattr(self, name)} is not what the {self.model_type} configuration says")
 
     @property
     def head_width(self) -> int:
@@ -95,11 +143,34 @@ class ModelShape:
     @property
     def has_mask_buffer(self) -> bool:
         """Eager attention keeps a causal mask of T x T in every block (minGPT ``register_buffer("bias")``)."""
-        return self.attention == "eager"
+        return self.decoder is None and self.attention == "eager"
+
+    @property
+    def block_prefix(self) -> str:
+        """What comes before the number of a block in the names of its parameters and modules."""
+        return "transformer.h." if self.decoder is None else self.decoder.prefix
+
+    @property
+    def tied_module(self) -> str:
+        """The module whose weight a tied head shares; empty when the head has its own."""
+        if self.decoder is not None:
+            return self.decoder.tied.rpartition(".")[0]
+        return "transformer.wte" if self.tie_word_embeddings else ""
+
+    @property
+    def has_like_blocks(self) -> bool:
+        """Whether all blocks have the same parameters, which the formulas of the engines take for granted."""
+        return self.decoder is None or self.decoder.alike
 
     @cached_property
     def block_parameters(self) -> tuple[Parameter, ...]:
-        """The parameters of one block in the order of ``nn.Module.parameters()``, names without prefix."""
+        """The parameters of one block in the order of ``nn.Module.parameters()``, names without prefix.
+
+        Where blocks differ (``has_like_blocks``) those of the last, which is a mixture of experts; of a module that
+        nobody knows the blocks of, all.
+        """
+        if self.decoder is not None:
+            return self.decoder.kinds[self.decoder.layers[-1]] or self.decoder.before
         h, f = self.hidden_size, self.mlp_width
         return (
             Parameter("ln_1.weight", (h,)),
@@ -118,7 +189,9 @@ class ModelShape:
 
     @cached_property
     def embedding_parameters(self) -> tuple[Parameter, ...]:
-        """Token and position embeddings; they come first in ``nn.Module.parameters()``."""
+        """Token and position embeddings, and all else that comes before the blocks in ``nn.Module.parameters()``."""
+        if self.decoder is not None:
+            return self.decoder.before
         h = self.hidden_size
         return (
             Parameter("transformer.wte.weight", (self.vocab_size, h)),
@@ -127,7 +200,9 @@ class ModelShape:
 
     @cached_property
     def head_parameters(self) -> tuple[Parameter, ...]:
-        """Final LayerNorm and, untied, the bias-free head; a tied head is counted once, as ``wte``."""
+        """Final norm and, untied, the bias-free head; a tied head is counted once, as ``wte``."""
+        if self.decoder is not None:
+            return self.decoder.after
         h = self.hidden_size
         final_norm = (Parameter("transformer.ln_f.weight", (h,)), Parameter("transformer.ln_f.bias", (h,)))
         if self.tie_word_embeddings:
@@ -137,6 +212,8 @@ class ModelShape:
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """Every parameter once, in the order of ``nn.Module.parameters()``."""
+        if self.decoder is not None:
+            return tuple(self.decoder.parameters())
         blocks = tuple(
             Parameter(f"transformer.h.{layer}.{parameter.name}", parameter.shape)
             for layer in range(self.num_layers)
@@ -153,7 +230,17 @@ class ModelShape:
     def num_parameters(self) -> int:
         """Ψ: L(12h² + 13h) + 2Vh + Th + 2h untied; tied weights are counted once."""
         ends = (*self.embedding_parameters, *self.head_parameters)
+        if self.decoder is not None:
+            each = [sum(parameter.numel for parameter in kind) for kind in self.decoder.kinds]
+            return sum(each[kind] for kind in self.decoder.layers) + sum(parameter.numel for parameter in ends)
         return self.num_layers * self.num_parameters_per_block + sum(parameter.numel for parameter in ends)
+
+    @cached_property
+    def num_trained_parameters(self) -> int:
+        """Elements of the parameters that are trained: all but what adapters and frozen layers leave out."""
+        if self.decoder is None or self.decoder.trained:
+            return self.num_parameters
+        return sum(parameter.numel for parameter in self.parameters if parameter.trained)
 
     @property
     def num_buffer_elements(self) -> int:
@@ -161,7 +248,10 @@ class ModelShape:
         return self.num_layers * self.max_position_embeddings**2 if self.has_mask_buffer else 0
 
     def to_config(self) -> dict[str, Any]:
-        """The model file that describes this shape (schemas/model.schema.json)."""
+        """The model file that describes this shape (schemas/model.schema.json); a decoder's is its config.json."""
+        if self.decoder is not None:
+            document: dict[str, Any] = json.loads(self.config)
+            return document
         return {
             "model_type": self.model_type,
             "n_layer": self.num_layers,

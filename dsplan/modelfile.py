@@ -1,16 +1,32 @@
-"""Model files: the JSON that describes a shape, read strictly (schemas/model.schema.json)."""
+"""Model files: the JSON that describes a shape, read strictly (schemas/model.schema.json).
+
+A minGPT's own, or the ``config.json`` of a decoder of transformers'. Of the latter, keys that say nothing about
+memory are passed over, as transformers does.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dsplan.errors import InputError, nearest
-from dsplan.model import ACTIVATIONS, ATTENTIONS, ModelShape
+from dsplan.families import FAMILIES, OWN, Decoder, decoder_of, unknown
+from dsplan.families.config import short
+from dsplan.model import ACTIVATIONS, ATTENTIONS, MINGPT, ModelShape
 
-MODEL_TYPES = ("mingpt",)
+MODEL_TYPES = (MINGPT, *FAMILIES)
+#: Bytes of the largest file that is read: those that are published have a few thousand.
+LARGEST_FILE = 4 * 1024**2
+
+#: How attention is computed, as transformers spells it in ``attn_implementation``.
+FLASH_ATTENTION = "flash_attention_2"
+_ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+
+#: Keys of a configuration that say nothing about the model's memory, and may be long.
+_PASSED_OVER = ("id2label", "label2id", "auto_map", "task_specific_params", "transformers_version", "_name_or_path")
 
 #: Keys of a model file, by the ModelShape field that each one sets.
 KEYS = {
@@ -56,9 +72,9 @@ def shape_from_config(config: object, *, where: str, name: str = "custom") -> Mo
     """
     if not isinstance(config, dict):
         raise InputError(f"{where}: a model file is a JSON object, not {_describe(config)}")
-    # First, because the keys of another model_type are not this one's: the type is what is wrong.
-    if "model_type" in config:
-        _check("model_type", config["model_type"], where)
+    # First, because the keys of another model_type are not this one's: the type decides what is read.
+    if "model_type" in config and config["model_type"] != MINGPT:
+        return _hugging_face_shape(config, where=where, name=name)
     for key, value in config.items():
         if key == "$schema":
             continue
@@ -75,8 +91,101 @@ def shape_from_config(config: object, *, where: str, name: str = "custom") -> Mo
         raise InputError(f"{where}: {_with_key(str(error))}") from error
 
 
+def changed(shape: ModelShape, fields: Mapping[str, Any]) -> ModelShape:
+    """``shape`` with other values of ``fields`` (ModelShape's), called "NAME, changed".
+
+    Those of a decoder of transformers' are changed in its configuration, which is read again.
+
+    Raises:
+        InputError: a value that is not allowed, or a field that this family has no key for.
+    """
+    name = f"{shape.name}, changed"
+    if shape.decoder is None:
+        if fields.keys() & set(TRAINED):
+            raise InputError(
+                f"{', '.join(sorted(fields.keys() & set(TRAINED)))}: only a decoder of transformers' has them"
+            )
+        return replace(shape, **fields, name=name)
+    config = shape.to_config()
+    for field, value in fields.items():
+        if field == "activation":
+            raise InputError(f"activation: the configuration of a {shape.model_type} says it; change it there")
+        if field == "dropout":
+            config |= {key: value for key in _DROPOUTS if key in config or key == "attention_dropout"}
+            continue
+        if field in TRAINED:
+            config[OWN] = {**config.get(OWN, {}), field: list(value) if field == "lora_targets" else value}
+            continue
+        config[_key_of(field, config)] = value
+        if field == "num_layers":
+            config.pop("layer_types", None)
+    return shape_from_config(config, where=shape.name, name=name)
+
+
+#: What says that not all is trained; no field of ModelShape, which has the parameters that come of it.
+TRAINED = ("lora_rank", "lora_targets", "frozen_layers")
+#: Every key of a family that is a probability of dropout.
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout")
+#: The keys of most families by ModelShape's field, and what GPT-2 and BLOOM call them.
+_FIELD_KEYS = {
+    "num_layers": ("num_hidden_layers", "n_layer"),
+    "num_attention_heads": ("num_attention_heads", "n_head"),
+    "hidden_size": ("hidden_size", "n_embd", "n_embed"),
+    "max_position_embeddings": ("max_position_embeddings", "n_positions", "seq_length"),
+    "attention": ("attn_implementation",),
+}
+
+
+def _key_of(field: str, config: Mapping[str, Any]) -> str:
+    keys = _FIELD_KEYS.get(field, (field,))
+    return next((key for key in keys if key in config), keys[0])
+
+
+def _hugging_face_shape(config: Mapping[str, Any], *, where: str, name: str) -> ModelShape:
+    """The shape of a configuration of transformers'; of one with an image tower, its text decoder."""
+    model_type = config["model_type"]
+    text = config.get("text_config")
+    if isinstance(text, dict) and isinstance(model_type, str) and f"{model_type}_text" in FAMILIES:
+        tied = config.get("tie_word_embeddings")
+        config = {**({} if tied is None else {"tie_word_embeddings": tied}), **text, "model_type": f"{model_type}_text"}
+        where = f"{where}: text_config"
+    if not isinstance(model_type, str):
+        raise InputError(f"{where}: model_type: {_describe(model_type)} is not allowed; {unknown(model_type)}")
+    decoder = decoder_of(config, where)
+    attention = _attention(config, decoder, where)
+    kept = {key: value for key, value in config.items() if key not in _PASSED_OVER and _is_flat(value)}
+    for key in _ATTENTION_KEYS:
+        kept.pop(key, None)
+    return ModelShape.of_decoder(decoder, kept, name=name, attention=attention)
+
+
+def _attention(config: Mapping[str, Any], decoder: Decoder, where: str) -> str:
+    """How attention is computed: as the configuration says, else as transformers chooses for the family."""
+    found = next((config[key] for key in _ATTENTION_KEYS if config.get(key) is not None), decoder.default_attention)
+    found = FLASH_ATTENTION if found == "flash" else found
+    if found not in decoder.attentions:
+        raise InputError(
+            f"{where}: attn_implementation: {_describe(found)} is not allowed; a {config['model_type']} has "
+            f"{', '.join(decoder.attentions)}"
+        )
+    return str(found)
+
+
+def _is_flat(value: object, depth: int = 3) -> bool:
+    """Whether a value is nested at most ``depth`` deep: what is deeper is nothing that transformers' decoders read."""
+    if isinstance(value, dict):
+        return depth > 0 and all(_is_flat(item, depth - 1) for item in value.values())
+    if isinstance(value, list):
+        return depth > 0 and all(_is_flat(item, depth - 1) for item in value)
+    return True
+
+
 def _load(file: Path) -> object:
     try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise InputError(
+                f"{file}: {file.stat().st_size:,} bytes are too many for a model file; at most {LARGEST_FILE:,}"
+            )
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{file}: no such model file") from error
@@ -89,7 +198,7 @@ def _load(file: Path) -> object:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise InputError(f"{file}: key {key!r} is given twice: {seen[key]!r} and {value!r}")
+                raise InputError(f"{file}: key {key!r} is given twice: {short(seen[key])} and {short(value)}")
             seen[key] = value
         return seen
 
@@ -128,9 +237,11 @@ def _check(key: str, value: object, where: str) -> None:
 
 
 def _describe(value: object) -> str:
-    """A value as it stands in the file, short enough for one line."""
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    """A value as it stands in the file, short enough for one line; what is nested or long is not written out."""
+    if isinstance(value, list) and len(value) < 10 and not any(isinstance(item, (list, dict)) for item in value):
+        text = json.dumps(value)
+        return text if len(text) <= 40 else f"{text[:37]}..."
+    return short(value)
 
 
 def _hint(name: str, allowed: Iterable[str]) -> str:

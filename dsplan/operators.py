@@ -39,12 +39,15 @@ def linear(  # an operator's natural argument order
             t.allocate(weight_bytes, PARAMETER_GRADIENT)
             t.mark(PRODUCT, name)
             dx = t.allocate(x.storage.size, BACKWARD)
+        # Samples and tokens are one dimension of the product, and the gradient of that view is a view again.
+        dx.is_view = not t.kernels.zero3_linear
         t.release(gradient)
         t.forget(kept)
-        if bias_bytes:
-            t.parameter_gradient(f"{name}.bias")
-        if not tied:
-            t.parameter_gradient(f"{name}.weight")
+        # Handed over in the order of the function's inputs: addmm's are (bias, input, weight), those of stage 3's own
+        # linear function (input, weight, bias).
+        parameters = ([] if tied else ["weight"]) + (["bias"] if bias_bytes else [])
+        for parameter in parameters if t.kernels.zero3_linear else reversed(parameters):
+            t.parameter_gradient(f"{name}.{parameter}")
         t.give(x, dx)
 
     return t.node(out, backward)

@@ -37,12 +37,15 @@ class Optimizer:
         return self.foreach_temporaries if foreach else self.single_temporaries
 
 
+_TORCH_ADAMW = Optimizer(name="torch.optim.AdamW", num_states=2, foreach_temporaries=1, single_temporaries=2)
+
+
 def device_optimizer(plan: Plan) -> Optimizer:
     """The optimizer that updates on the device."""
     kind = plan.workload.optimizer
     if kind in ("adam", "adamw"):
         if plan.torch_adam:
-            return Optimizer(name="torch.optim.AdamW", num_states=2, foreach_temporaries=1, single_temporaries=2)
+            return _TORCH_ADAMW
         return Optimizer(name="FusedAdam", num_states=2, fused=True)
     if kind == "lion":
         return Optimizer(name="FusedLion", num_states=1)
@@ -57,6 +60,11 @@ def device_optimizer(plan: Plan) -> Optimizer:
     if kind == "sgd":
         return Optimizer(name="torch.optim.SGD", num_states=0)
     raise InputError(f"optimizer: {kind!r} is not modelled")
+
+
+def backup_optimizer() -> Optimizer:
+    """What updates the sub-groups that ``offload_optimizer.ratio`` leaves on the device (stage3.py __init__)."""
+    return _TORCH_ADAMW
 
 
 def host_optimizer(plan: Plan) -> Optimizer:

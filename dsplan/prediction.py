@@ -7,7 +7,7 @@ The formulas predict, by a walk (:func:`predict`); or a dry run does, for a reco
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsplan.errors import RunError
 from dsplan.hardware import Accelerator
@@ -16,7 +16,7 @@ from dsplan.ledger import PhaseMemory, StepMemory
 from dsplan.measurement import STEP_PHASES, Measurement, PhaseRecord, StepRecord
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
-from dsplan.walk import FIRST_STEP, STEADY_STATE, walk
+from dsplan.walk import FIRST_STEP, STEADY_STATE, capacity_of, walk
 
 INIT = "init"
 _SECOND_STEP = "step 2"
@@ -44,7 +44,12 @@ class Prediction:
 
 
 def predict(
-    model: ModelShape, plan: Plan, accelerator: Accelerator | None, world_size: int, *, rank: int | None = None
+    model: ModelShape,
+    plan: Plan,
+    accelerator: Accelerator | None,
+    world_size: int,
+    *,
+    rank: int | None = None,
 ) -> Prediction:
     """The formulas' prediction for a plan on ``world_size`` devices like ``accelerator``.
 
@@ -56,7 +61,8 @@ def predict(
         InputError: a combination that the formulas do not model.
     """
     kernels = kernels_of(accelerator)
-    result = walk(model, plan, world_size, kernels, rank=rank)
+    capacity = capacity_of(accelerator, world_size)
+    result = walk(model, plan, world_size, kernels, rank=rank, capacity_bytes=capacity)
     together = max(step.peak_bytes for step in result.steps)
     return Prediction(
         init=result.steps[0],
@@ -70,7 +76,9 @@ def prediction_from(measurement: Measurement) -> Prediction:
     """The worst rank of ``measurement``, in the part of the prediction: a dry run for a real one.
 
     The steps are those of the formulas: the first, at stage 3 the second, which prefetches by the trace of the
-    first, and all later ones, of which each phase has the highest level and peak.
+    first, and all later ones, of which each phase has the highest level and peak. Steps that were skipped are taken as
+    :func:`dsplan.comparison.compare` takes a real run's: the first forward and backward are those of the first step,
+    skipped or not, the first optimizer's step that of the first update.
 
     Raises:
         RunError: every step was skipped.
@@ -79,6 +87,8 @@ def prediction_from(measurement: Measurement) -> Prediction:
     updates = [step for step in rank.steps if not step.skipped]
     if not updates:
         raise RunError("the dry run made no update: every step was skipped")
+    first = replace(updates[0], phases={**rank.steps[0].phases, "step": updates[0].phases["step"]})
+    updates = [first, *updates[1:]]
     has_second = measurement.configuration.prefetches and len(updates) > 2
     kinds = [(FIRST_STEP, updates[:1])]
     kinds += [(_SECOND_STEP, updates[1:2])] if has_second else []

@@ -29,6 +29,13 @@ GRADIENT_PARTITION = Term(
     "stage_1_and_2.py grads_in_partition; stage3.py grad_partitions_flat_buffer",
 )
 
+WHOLE_GRADIENTS = Term(
+    "fp32 gradients of the whole model", "4·Ψp", "bf16_optimizer.py _setup_for_real_optimizer: grad_accum_dtype fp32"
+)
+COMPACT_GRADIENTS = Term(
+    "fp32 gradient partition", "4·P", "stage_1_and_2.py _build_compact_grad_partition_buffer: grad_accum_dtype fp32"
+)
+
 HOST_MASTER = Term("fp32 master parameters (host)", "4·P", "ZeRO-Offload arXiv:2101.06840; stage_1_and_2.py", PINNED)
 HOST_MASTER_PAGEABLE = Term("fp32 master parameters (host)", "4·P", "stage3.py _create_fp32_partitions", PAGEABLE)
 HOST_GRADIENTS = Term("fp32 gradients (host)", "4·P", "initialize_optimizer_states, pinned", PINNED)
@@ -42,6 +49,24 @@ HOST_ACCUMULATION = Term(
 HOST_STATES = Term("optimizer states (host)", "4·P per state (Adam: 2)", "DeepSpeedCPUAdam, first step", PAGEABLE)
 HOST_MODEL = Term(
     "model while it is built (host)", "4·Ψ, then e·Ψ", "nn.Module constructor in fp32 on the CPU", PAGEABLE
+)
+HOST_FLAT = Term(
+    "model while it is flattened (host)",
+    "2·e·Ψ",
+    "stage_1_and_2.py __init__, where the device lacks the room: flatten_on_accelerator",
+    PAGEABLE,
+)
+HOST_OVERFLOW = Term(
+    "overflow check of the gradient partition (host)",
+    "g·P + P",
+    "stage3.py has_overflow: isinf is abs() == inf",
+    PAGEABLE,
+)
+HOST_CAST = Term(
+    "updated parameters cast on their way to the device (host)",
+    "e·P",
+    "stage3.py _reassign_or_swap_out_partitioned_parameters; aten cuda/Copy.cu",
+    PAGEABLE,
 )
 HOST_TRANSIENT = Term(
     "unpinned twins while pinning (host)", "size of the pinned buffer", "tensor.pin_memory()", PAGEABLE

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from dsplan.kernels import Kernels
 from dsplan.ledger import Term
-from dsplan.units import round_up
 
 ALLOC, FREE, GRADIENT, ENTER, LEAVE, ENTER_BACKWARD, LEAVE_BACKWARD, PRODUCT = range(8)
 
@@ -22,14 +21,18 @@ Event = tuple[int, int, "Term | str"]
 
 
 class Storage:
-    """Bytes on the device with a count of who holds them; ``silent`` ones are never allocated."""
+    """Bytes on the device with a count of who holds them; ``silent`` ones are never allocated.
 
-    __slots__ = ("references", "silent", "size", "term")
+    ``is_view``: autograd knows the tensor as a view, whose base counts as another holder of the same storage.
+    """
+
+    __slots__ = ("is_view", "references", "silent", "size", "term")
 
     def __init__(self, size: int, term: Term, *, silent: bool) -> None:
         self.size = size
         self.term = term
         self.silent = silent
+        self.is_view = False
         self.references = 1
 
 
@@ -65,6 +68,8 @@ class Tape:
     _nodes: list[tuple[Tensor | None, Backward]] = field(default_factory=list)
     _gradients: dict[int, Storage] = field(default_factory=dict)
     _saves: int = 0
+    _saves_of_nodes: int = 0  # made by the nodes recorded so far
+    _num_until_saving: int = 0  # nodes up to the last one that has saved something
     _stop_after_saves: int | None = None
     _stopped: bool = False
 
@@ -72,7 +77,7 @@ class Tape:
 
     def allocate(self, size: int, term: Term) -> Storage:
         """A new storage of ``size`` bytes, held once by whoever asked."""
-        rounded = round_up(size, self.kernels.block_bytes)
+        rounded = self.kernels.rounded(size)
         if not self._stopped:
             self.events.append((ALLOC, rounded, term))
         return Storage(rounded, term, silent=self._stopped)
@@ -134,30 +139,35 @@ class Tape:
         """``backward`` gets the gradient of ``output``, owns it, and must release it."""
         if self.saving:
             self._nodes.append((output, backward))
+            if self._saves != self._saves_of_nodes:
+                self._saves_of_nodes = self._saves
+                self._num_until_saving = len(self._nodes)
         return output
 
     def module(self, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Run a submodule: DeepSpeed's stage 3 hooks every one, forward and backward."""
         self.mark(ENTER, name)
-        self._hook(LEAVE_BACKWARD, name)
+        self.hook(LEAVE_BACKWARD, name)
         output = function(x)
-        self._hook(ENTER_BACKWARD, name)
+        self.hook(ENTER_BACKWARD, name)
         self.mark(LEAVE, name)
         return output
 
-    def _hook(self, kind: int, name: str) -> None:
+    def hook(self, kind: int, name: str) -> None:
+        """Mark ``name`` where the backward pass comes by."""
         if self.saving:
             self._nodes.append((None, lambda _: self.mark(kind, name)))
 
     def give(self, tensor: Tensor, gradient: Storage) -> None:
         """Hand over one reference to a gradient of ``tensor``; a second one is added to the first.
 
-        In place only when nobody else holds the first (torch/csrc/autograd/input_buffer.cpp).
+        In place only when nobody else holds the first (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace);
+        the base of a view does.
         """
         first = self._gradients.get(id(tensor))
         if first is None:
             self._gradients[id(tensor)] = gradient
-        elif self.kernels.accumulates_in_place and first.references == 1:
+        elif self.kernels.accumulates_in_place and first.references == 1 and not first.is_view:
             self.release(gradient)
         else:
             total = self.allocate(first.size, first.term)
@@ -172,7 +182,11 @@ class Tape:
     def run_backward(self, output: Tensor, gradient: Storage) -> None:
         """Run every node recorded so far, last first, from the gradient of ``output``."""
         nodes, self._nodes = self._nodes, []
-        self._gradients[id(output)] = gradient
+        self._run(nodes, output, gradient)
+
+    def _run(self, nodes: list[tuple[Tensor | None, Backward]], output: Tensor | None, gradient: Storage) -> None:
+        if output is not None:
+            self._gradients[id(output)] = gradient
         for tensor, backward in reversed(nodes):
             incoming = gradient if tensor is None else self._gradients.pop(id(tensor), None)
             if incoming is not None:
@@ -213,13 +227,25 @@ class Tape:
     ) -> None:
         outer, self._nodes = self._nodes, []
         self._saves, self._stop_after_saves = 0, stop_after_saves
+        self._saves_of_nodes = self._num_until_saving = 0
         assert kept.storage is not None
         inner = self.view(kept.storage)
+        start = len(self.events)
         output = function(inner)
         self._stopped, self._stop_after_saves = False, None
         # A reentrant checkpoint is a Python function: its arguments, the gradient, live until it returns.
         held = None if stop_after_saves is not None else self.hold(gradient)
-        self.run_backward(output, gradient)
+        if stop_after_saves is not None:
+            # Not reentrant: the backward runs on the first run's graph, and the second run starts with the first node
+            # that asks for what it had saved (torch/utils/checkpoint.py, unpack_hook).
+            again, self.events[start:] = self.events[start:], []
+            self._nodes, later = self._nodes[: self._num_until_saving], self._nodes[self._num_until_saving :]
+            self._run(later, output, gradient)
+            self.events += again
+            nodes, self._nodes = self._nodes, []
+            self._run(nodes, None, gradient)
+        else:
+            self.run_backward(output, gradient)
         self._nodes = outer
         self.drop(output)
         if held is not None:

@@ -14,10 +14,11 @@ from functools import lru_cache
 from dsplan.activations import INPUTS, Program
 from dsplan.engine import Run, candidate_ranks, engine_for, programs_for
 from dsplan.engine.gathering import MICRO_BATCHES, acts
+from dsplan.hardware import Accelerator
 from dsplan.kernels import Kernels
 from dsplan.ledger import PAGEABLE, PINNED, Ledger, MemoryTerm, PhaseMemory, StepMemory, Term
 from dsplan.model import ModelShape
-from dsplan.overhead import LT_WORKSPACE, WORKSPACE
+from dsplan.overhead import LT_WORKSPACE, WORKSPACE, device_overhead
 from dsplan.plan import Plan
 from dsplan.tape import ALLOC, FREE, GRADIENT, PRODUCT, Event
 
@@ -51,14 +52,16 @@ def walk(
     *,
     rank: int | None = None,
     target: tuple[str, str, int] | None = None,
+    capacity_bytes: int | None = None,
 ) -> WalkResult:
     """Walk the ranks of a plan that can be the worst, and take the worst of each phase; or only ``rank``.
 
     With ``target`` the result also lists what is live at that step, phase and level, on the rank that
-    reaches it.
+    reaches it. ``capacity_bytes`` is what the device has for tensors (:func:`capacity_of`): where two copies of
+    the model are more, stages 1 and 2 flatten it on the host. None: the device has room.
     """
     ranks = candidate_ranks(model, plan, world_size) if rank is None else (rank,)
-    results = [_walk_rank(model, plan, world_size, kernels, one, target) for one in ranks]
+    results = [_walk_rank(model, plan, world_size, kernels, one, target, capacity_bytes) for one in ranks]
     if len(results) == 1:
         return results[0]
     return WalkResult(
@@ -68,6 +71,17 @@ def walk(
         host_bytes=max(result.host_bytes for result in results),
         terms=next((result.terms for result in results if result.terms), ()),
     )
+
+
+def capacity_of(accelerator: Accelerator | None, world_size: int) -> int | None:
+    """Bytes of a device that tensors can have once the engine is being initialised; None: not known.
+
+    That is what DeepSpeed asks the driver for (accelerator/cuda_accelerator.py available_memory), with nobody else on
+    the device: usable memory without the context and the communication's buffers.
+    """
+    if accelerator is None or accelerator.usable_bytes is None:
+        return None
+    return accelerator.usable_bytes - device_overhead(accelerator, world_size)
 
 
 def worst_rank(model: ModelShape, plan: Plan, world_size: int, kernels: Kernels) -> int:
@@ -91,9 +105,18 @@ def _walk_rank(
     kernels: Kernels,
     rank: int,
     target: tuple[str, str, int] | None,
+    capacity_bytes: int | None,
 ) -> WalkResult:
     ledger = Ledger(kernels, target=target)
-    run = Run(model=model, plan=plan, world_size=world_size, kernels=kernels, ledger=ledger, rank=rank)
+    run = Run(
+        model=model,
+        plan=plan,
+        world_size=world_size,
+        kernels=kernels,
+        ledger=ledger,
+        rank=rank,
+        capacity_bytes=capacity_bytes,
+    )
     _Walk(run).take()
     return WalkResult(
         steps=tuple(ledger.steps),
@@ -125,9 +148,7 @@ class _Walk:
         zero = run.plan.zero
         own_linear = zero.stage == STAGE_OF_OWN_LINEAR and zero.memory_efficient_linear
         self.adds_bias = run.model.bias and not own_linear
-        # Only tied weights tell the two apart; all others share one recording of their programs.
-        tells = own_linear and run.model.tie_word_embeddings
-        kernels = replace(run.kernels, zero3_linear=True) if tells else run.kernels
+        kernels = replace(run.kernels, zero3_linear=True) if own_linear else run.kernels
         self.pieces = programs_for(run, kernels)
         cuts = (self.engine.follows_gradients, self.engine.follows_modules)
         self.embedding = _compress(run.model, self.pieces.embedding, *cuts)
@@ -216,7 +237,7 @@ class _Walk:
             self._replay_events(events, layer)
             return
         ledger, engine = self.ledger, self.engine
-        base = _BLOCK_START + layer * _BLOCK_PARAMETERS
+        base = _first_of_block(self.run.model, layer)
         for rise, net, kind, index in stretches:
             level = ledger.level  # as rise_and_settle does: nothing else is done so often
             if level + rise > ledger.peak:
@@ -232,7 +253,7 @@ class _Walk:
     def _replay_events(self, events: tuple[Event, ...], layer: int) -> None:
         ledger, engine = self.ledger, self.engine
         indices = _gradient_indices(self.run.model)
-        base = _BLOCK_START + layer * _BLOCK_PARAMETERS
+        base = _first_of_block(self.run.model, layer)
         for kind, size, what in events:
             if kind == ALLOC:
                 assert isinstance(what, Term)
@@ -250,16 +271,16 @@ class _Walk:
                 engine.module(kind)
 
 
-#: Parameters before the first block (wte, wpe), and parameters of one block, in torch's order.
-_BLOCK_START = 2
-_BLOCK_PARAMETERS = 12
+def _first_of_block(model: ModelShape, layer: int) -> int:
+    """Index of a block's first parameter, in torch's order; the blocks are alike."""
+    return len(model.embedding_parameters) + layer * len(model.block_parameters)
 
 
 @lru_cache(maxsize=64)
 def _gradient_indices(model: ModelShape) -> dict[str, int]:
     """Index of each parameter: within its block, or the complement of its index in the model."""
     indices = {parameter.name: index for index, parameter in enumerate(model.block_parameters)}
-    first_of_head = _BLOCK_START + model.num_layers * _BLOCK_PARAMETERS
+    first_of_head = _first_of_block(model, model.num_layers)
     for index, parameter in enumerate(model.embedding_parameters):
         indices[parameter.name] = ~index
     for index, parameter in enumerate(model.head_parameters):

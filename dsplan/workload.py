@@ -42,6 +42,9 @@ class Workload:
         gradient_accumulation_steps: micro batches between two optimizer steps.
         precision: ``fp32``, ``fp16`` (with loss scaling) or ``bf16``.
         optimizer: one of :data:`OPTIMIZERS`, or of a dry run one of :data:`DRY_RUN_OPTIMIZERS`.
+        grad_accum_dtype: precision in which gradients are accumulated (DeepSpeed ``data_types.grad_accum_dtype``);
+            None: the model's.
+        communication_data_type: precision in which gradients are reduced (DeepSpeed's key); None: the model's.
         activation_checkpointing: ``none``, ``torch`` (``torch.utils.checkpoint``, not reentrant) or
             ``deepspeed`` (``deepspeed.checkpointing.checkpoint``), around every transformer block.
     """
@@ -52,6 +55,8 @@ class Workload:
     precision: str = "bf16"
     optimizer: str = "adamw"
     activation_checkpointing: str = "none"
+    grad_accum_dtype: str | None = None
+    communication_data_type: str | None = None
 
     def __post_init__(self) -> None:
         require_positive("micro_batch_size", self.micro_batch_size)
@@ -59,12 +64,28 @@ class Workload:
         require_positive("gradient_accumulation_steps", self.gradient_accumulation_steps)
         choice("precision", self.precision, PRECISIONS)
         choice("optimizer", self.optimizer, {**OPTIMIZERS, **DRY_RUN_OPTIMIZERS})
+        for field in ("grad_accum_dtype", "communication_data_type"):
+            value = getattr(self, field)
+            if value is not None:
+                choice(field, value, PRECISIONS)
+            if value == self.precision:  # the default, so that equal workloads compare equal
+                object.__setattr__(self, field, None)
         choice("activation_checkpointing", self.activation_checkpointing, ACTIVATION_CHECKPOINTING)
 
     @property
     def element_bytes(self) -> int:
         """Bytes of one parameter, activation or gradient element of the model."""
         return PRECISION_BYTES[self.precision]
+
+    @property
+    def accumulation_bytes(self) -> int:
+        """Bytes of one accumulated gradient element."""
+        return PRECISION_BYTES[self.grad_accum_dtype or self.precision]
+
+    @property
+    def communication_bytes(self) -> int:
+        """Bytes of one gradient element while it is reduced."""
+        return PRECISION_BYTES[self.communication_data_type or self.precision]
 
 
 def parse_precision(text: str) -> str:

@@ -7,23 +7,24 @@ Writes ``rank-R.json`` on success, ``failure-R.json`` when it fails, ``progress-
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsplan.errors import EXIT_BAD_INPUT, EXIT_NO_DEVICE, EXIT_OUT_OF_MEMORY, DsplanError
+from runner.models.checkpointing import checkpoint_function as checkpoint_function  # noqa: PLC0414  others read it here
 from runner.orphan import exit_with_parent
 from runner.spec import RunSpec
 
 if TYPE_CHECKING:
     from runner.device import Device
+    from runner.models import Trainee
     from runner.probe import Probe
 
 _LONGEST_MESSAGE = 600
@@ -96,12 +97,13 @@ def train(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     import torch._dynamo  # zero.Init patches torch while dynamo would be imported inside it
 
     from runner.device import open_device
+    from runner.models import trainee_of
 
+    trainee = trainee_of(spec)
     device = open_device(spec)  # before DeepSpeed, which keeps what torch has when it is imported
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    from mingpt import GPTConfig
     from runner.compiling import announce_compilation
     from runner.probe import Probe
 
@@ -118,19 +120,18 @@ def train(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
     get_accelerator().manual_seed(spec.seed)
 
-    config = GPTConfig.from_dict(spec.model)
     probe = Probe(device)  # from here on resident memory is the run's
     started = time.perf_counter()
     reporter.phase = "init"
     reporter.stage("building the model and DeepSpeed's engine")
     with probe.phase("init"):
-        engine = build_engine(spec, config)
+        engine = build_engine(spec, trainee)
     init = probe.take()["init"]
     init_seconds = time.perf_counter() - started
     reporter.stage("taking the first step")
 
-    batches = batch_source(spec, config.vocab_size, engine, rank)
-    steps = take_steps(spec, engine, batches, device=device, probe=probe, reporter=reporter)
+    batches = batch_source(spec, trainee.vocab_size, engine, rank)
+    steps = take_steps(spec, engine, trainee, batches, device=device, probe=probe, reporter=reporter)
 
     info = device.info()
     return {
@@ -149,16 +150,11 @@ def train(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     }
 
 
-def build_engine(spec: RunSpec, config: Any) -> Any:
+def build_engine(spec: RunSpec, trainee: Trainee) -> Any:
     """The model, for stage 3 under zero.Init, in DeepSpeed's engine. What only it needs dies on return."""
     import deepspeed
 
-    from mingpt import GPT
-
-    stage = spec.ds_config.get("zero_optimization", {}).get("stage", 0)
-    partitioned = stage == 3 and spec.zero_init
-    with deepspeed.zero.Init(config_dict_or_path=spec.ds_config) if partitioned else contextlib.nullcontext():
-        model = GPT(config, checkpoint=checkpoint_function(spec.activation_checkpointing))
+    model = trainee.build(spec)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=dict(spec.ds_config))
     if spec.activation_checkpointing == "deepspeed":
         deepspeed.checkpointing.configure(None, deepspeed_config=dict(spec.ds_config))
@@ -166,7 +162,14 @@ def build_engine(spec: RunSpec, config: Any) -> Any:
 
 
 def take_steps(
-    spec: RunSpec, engine: Any, batches: Iterator[Any], *, device: Device, probe: Probe, reporter: Reporter
+    spec: RunSpec,
+    engine: Any,
+    trainee: Trainee,
+    batches: Iterator[Any],
+    *,
+    device: Device,
+    probe: Probe,
+    reporter: Reporter,
 ) -> list[dict[str, Any]]:
     """Steps until ``spec.steps`` of them have updated the parameters, each with its phases as measured."""
     from torch.utils._python_dispatch import _disable_current_modes
@@ -182,7 +185,7 @@ def take_steps(
                 on_host = next(batches)
             reporter.phase = "forward"
             with probe.phase("forward"):
-                loss = engine(*(device.place(tensor) for tensor in on_host))
+                loss = trainee.loss(engine, *(device.place(tensor) for tensor in on_host))
             reporter.phase = "backward"
             with probe.phase("backward"):
                 engine.backward(loss)
@@ -205,25 +208,6 @@ def take_steps(
         )
         reporter.progress({"event": "step", "step": updates, "steps": spec.steps, "loss": loss_value})
     return steps
-
-
-def checkpoint_function(kind: str) -> Callable[..., Any] | None:
-    """The function that runs a block and recomputes it in the backward pass; None keeps activations.
-
-    Raises:
-        ValueError: ``kind`` is unknown.
-    """
-    if kind in ("torch", "torch-reentrant"):
-        from torch.utils.checkpoint import checkpoint
-
-        return lambda block, x: checkpoint(block, x, use_reentrant=kind == "torch-reentrant")
-    if kind == "deepspeed":
-        import deepspeed
-
-        return deepspeed.checkpointing.checkpoint  # type: ignore[no-any-return]
-    if kind != "none":
-        raise ValueError(f"activation_checkpointing: unknown value {kind!r}")
-    return None
 
 
 def batch_source(spec: RunSpec, vocab_size: int, engine: Any, rank: int) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dsplan.comparison import Comparison, Difference, compare
-from dsplan.measurement import Measurement, PhaseRecord
+from dsplan.measurement import HostRecord, Measurement, PhaseRecord
 from dsplan.prediction import prediction_from
 from tests.dry_records import Entry, as_measured
 
@@ -51,6 +51,7 @@ class Held:
         device: the same of what the driver showed at the end of each phase.
         host: peak of resident memory.
         host_risen: the same over what the process held before the model.
+        host_without_heap: the peak less what malloc kept of freed memory; None where the record does not say.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Held:
     device: Comparison
     host: Difference
     host_risen: Difference
+    host_without_heap: Difference | None
 
     @property
     def phase_peaks(self) -> list[Value]:
@@ -92,7 +94,16 @@ def held(name: str, entry: Entry, record: Measurement) -> Held:
         device=_compare(*(_with(found, _driver) for found in (dry, measured))),
         host=_difference(dry_host.peak_rss_bytes, host.peak_rss_bytes),
         host_risen=_difference(dry_host.risen_bytes, host.risen_bytes),
+        host_without_heap=_without_heap(dry_host, host),
     )
+
+
+def _without_heap(dry: HostRecord, measured: HostRecord) -> Difference | None:
+    """What malloc keeps is read at the end, where memory with offload is at its peak."""
+    if measured.heap_free_bytes is None:
+        return None
+    assert measured.peak_rss_bytes is not None
+    return _difference(dry.peak_rss_bytes, measured.peak_rss_bytes - measured.heap_free_bytes)
 
 
 def _compare(dry: Measurement, measured: Measurement) -> Comparison:
@@ -196,6 +207,10 @@ def quantities(records: Sequence[Held]) -> list[Quantity]:
             Target(median_percent=0.5, worst_percent=5),
         ),
         Quantity("host RSS, offload", [f.value(f.host) for f in offload], Target(median_percent=1, worst_percent=4)),
+        Quantity(
+            "host RSS less what malloc keeps, offload",
+            [f.value(f.host_without_heap) for f in offload if f.host_without_heap is not None],
+        ),
         Quantity("reserved in each phase, no offload", [v for f in resident for v in phase_values(f.name, f.reserved)]),
         Quantity("reserved in each phase, offload", [v for f in offload for v in phase_values(f.name, f.reserved)]),
         Quantity("device after each phase", [v for f in records for v in phase_values(f.name, f.device)]),

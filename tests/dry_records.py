@@ -60,13 +60,17 @@ def failed_entry(created: str, error: str) -> dict[str, Any]:
 
 
 def as_measured(entry: Entry, record: Measurement) -> Measurement:
-    """``record`` with the dry run's numbers in place of its own: what is compared with it."""
+    """``record`` with the dry run's numbers in place of its own: what is compared with it.
+
+    The dry run skipped the steps that the record had skipped before its first update.
+    """
+    skipped = next((number for number, step in enumerate(record.worst_rank.steps) if not step.skipped), 0)
     phases: dict[str, dict[str, PhaseRecord]] = {}
     for step, phase, *sizes in entry["phases"]:
         phases.setdefault(step, {})[phase] = PhaseRecord(**dict(zip(_COLUMNS, sizes, strict=True)))
     init = phases.pop(_INIT)[_INIT]
     steps = tuple(
-        StepRecord(index=int(index), phases=found, loss=None, skipped=False, seconds=0)
+        StepRecord(index=int(index), phases=found, loss=None, skipped=int(index) < skipped, seconds=0)
         for index, found in phases.items()
     )
     host = HostRecord(**entry["host"])

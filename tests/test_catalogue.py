@@ -177,3 +177,19 @@ def test_the_ladder_climbs_and_its_heads_are_of_usual_sizes() -> None:
         assert rung.hidden_size % rung.num_attention_heads == 0
         size = rung.hidden_size // rung.num_attention_heads
         assert size in ({64, 128} if rung.hidden_size >= 256 else {16, 32})
+
+
+def test_what_an_h200_offers_is_what_cuda_says_of_a_real_one() -> None:
+    """The records of the ladders have cudaMemGetInfo's total, which leaves out the driver's share."""
+    records = json.loads((Path(__file__).parent / "data" / "ladders.json").read_text(encoding="utf-8"))
+    totals = {
+        rank["device"]["memory_bytes"]
+        for ladder in records["ladders"]
+        for rung in ladder["rungs"]
+        for rank in rung["ranks"]
+        if "device" in rank
+    }
+    usable = accelerator("h200").usable_bytes
+    assert usable is not None
+    assert totals
+    assert all(abs(total - usable) < MIB for total in totals)

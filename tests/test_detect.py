@@ -46,10 +46,22 @@ def test_a_known_card_is_the_catalogues(tool: Tool) -> None:
 
 
 def test_the_query_is_the_documented_one(tool: Tool, tmp_path: Path) -> None:
-    tool("nvidia-smi", f'echo "$@" > {tmp_path}/asked\necho "NVIDIA L4, 23034, 8.9"')
+    tool("nvidia-smi", f'echo "$@" >> {tmp_path}/asked\necho "NVIDIA L4, 23034, 8.9"')
     assert detect.local_accelerator() is accelerator("l4")
     asked = (tmp_path / "asked").read_text(encoding="utf-8")
-    assert asked == "--query-gpu=name,memory.total,compute_cap --format=csv,noheader,nounits\n"
+    first, second = asked.splitlines()
+    assert first == "--query-gpu=name,memory.total,compute_cap,memory.reserved --format=csv,noheader,nounits"
+    assert second == "--query-gpu=name,memory.total,compute_cap --format=csv,noheader,nounits"
+
+
+def test_what_the_driver_keeps_of_a_live_card_is_the_driver_s_to_say(tool: Tool) -> None:
+    tool("nvidia-smi", prints("NVIDIA H200, 143771, 9.0, 615"))
+    assert detect.local_accelerator() is accelerator("h200")
+    tool("nvidia-smi", prints("NVIDIA H200, 143771, 9.0, 1200"))
+    found = detect.local_accelerator()
+    assert found is not None
+    assert found.usable_bytes == (143771 - 1200) * MIB
+    assert found.context_bytes == accelerator("h200").context_bytes
 
 
 def test_drivers_that_do_not_know_compute_cap_are_asked_again(tool: Tool) -> None:

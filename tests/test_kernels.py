@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dsplan.allocator import CachingAllocator
 from dsplan.catalogue import accelerator, accelerators
 from dsplan.hardware import Accelerator
 from dsplan.kernels import CPU_FLASH, EFFICIENT, FLASH, MATH, Kernels, kernels_of
@@ -56,3 +59,18 @@ def test_every_catalogued_device_has_kernels() -> None:
         kernels = kernels_of(card)
         assert kernels.one_pool == (card.kind == "cpu")
         assert kernels.workspace_bytes == (0 if card.kind == "cpu" else card.cublas_workspace_bytes)
+
+
+@given(st.one_of(st.integers(1, 64 * MIB), st.integers(1, 64).map(lambda steps: steps * MIB)))
+def test_a_tensor_counts_as_torch_s_allocator_counts_it_in_a_segment_of_its_own(size: int) -> None:
+    kernels = Kernels()
+    assert kernels.rounded(size) == CachingAllocator().allocate(size).size_bytes
+    assert kernels.rounded(kernels.rounded(size)) == kernels.rounded(size)
+
+
+def test_other_devices_have_other_allocators() -> None:
+    size = 11 * MIB + 1
+    assert Kernels().rounded(size) == 12 * MIB
+    assert CPU.rounded(size) == size
+    assert kernels_of(accelerator("gaudi2")).rounded(size) == 11 * MIB + 512
+    assert Kernels(whole_segments=False).rounded(size) == 11 * MIB + 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsplan.ladder import LARGEST, largest_that_fits
+from dsplan.ladder import LARGEST, largest_below, largest_that_fits
 
 
 def search(limit: int, **known: int | bool) -> tuple[int, list[int]]:
@@ -45,3 +45,18 @@ def test_it_stops_where_nobody_looks() -> None:
 
 def test_a_known_failure_at_one_needs_no_try() -> None:
     assert search(0, known=1, known_fits=False) == (0, [])
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 400))
+def test_below_a_bound_the_edge_is_found_too(bound: int, limit: int, low: int) -> None:
+    limit = min(limit, bound)
+    low = min(low, limit)
+    tried: list[int] = []
+
+    def fits(number: int) -> bool:
+        tried.append(number)
+        return number <= limit
+
+    assert largest_below(bound, fits, low=low) == limit
+    assert all(low < number <= bound for number in tried)
+    assert len(set(tried)) == len(tried) <= 20

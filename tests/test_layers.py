@@ -20,7 +20,7 @@ PACKAGES = ("dsplan", "runner", "mingpt")
 #: a package (dsconfig, engine, report, cli) is one entry, and its own files may import each other.
 LAYERS = (
     "errors pythonpath schemas signals",
-    "units files records",
+    "units files records families",
     "model hardware workload zero dry_run",
     "plan modelfile events",
     "catalogue",
@@ -30,14 +30,16 @@ LAYERS = (
     "tape states buffers overhead",
     "operators",
     "attention",
+    "decoders",
     "activations partition optimizers",
     "engine",
     "walk",
-    "ladder recommend strategies prediction",
+    "verdict",
+    "ladder recommend strategies prediction timing",
     "estimate comparison",
-    "runner_process verify_device check",
-    "verification",
-    "replay",
+    "runner_process verify_device check search",
+    "verification live_module",
+    "replay api",
     "report",
     "cli",
     "__main__",
@@ -47,7 +49,7 @@ LAYER = {name: number for number, line in enumerate(LAYERS) for name in line.spl
 #: What each package may import beside itself and the standard library.
 OUTSIDE = {
     "dsplan": {"typer", "rich", "jsonschema", "referencing", "hjson"},
-    "runner": {"dsplan", "mingpt", "torch", "deepspeed", "psutil"},
+    "runner": {"dsplan", "mingpt", "torch", "deepspeed", "psutil", "transformers"},
     "mingpt": {"torch"},
 }
 

@@ -25,7 +25,9 @@ def _dsplan(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_readme_shows_every_command() -> None:
-    assert {command.split()[1] for command in _commands()} == {"estimate", "emit-config", "check", "verify", "replay"}
+    from dsplan.cli import COMMANDS
+
+    assert {command.split()[1] for command in _commands()} == set(COMMANDS)
 
 
 def test_planning_commands_run_in_order(tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_verify_commands_run(tmp_path: Path) -> None:
 
 def test_ci_finds_both_lines() -> None:
     text = README.read_text(encoding="utf-8")
-    for name, ends in (("run", "--device cpu"), ("test", "-m pytest")):
+    for name, ends in (("run", "--device cpu"), ("test", "-m pytest -m timing")):
         match = re.search(rf"^<!-- {name} -->\n```bash\n(.+)\n```$", text, re.MULTILINE)
         assert match is not None
         assert match.group(1).endswith(ends)

@@ -24,7 +24,7 @@ _UsageError = cast(type[Exception], typer.BadParameter.__base__)
 _INTERRUPTED = "interrupted; nothing is left running"
 
 #: In the order of ``dsplan --help``. The module of a command and its function bear its name.
-COMMANDS = ("estimate", "emit-config", "check", "verify", "replay")
+COMMANDS = ("estimate", "recommend", "fit", "sweep", "emit-config", "check", "verify", "replay")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

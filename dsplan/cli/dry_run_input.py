@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+from dsplan.activations import not_covered
 from dsplan.allocator.settings import parse_settings
 from dsplan.cli.flags import naming_flags
 from dsplan.cli.verify_options import WORST, DryRunOptions, given_flags
+from dsplan.engine import candidate_ranks
 from dsplan.errors import InputError
 from dsplan.hardware import Accelerator
 from dsplan.kernels import kernels_of
@@ -64,7 +66,13 @@ def dry_rank(text: str | None, model: ModelShape, plan: Plan, target: Accelerato
         InputError: neither a number of a rank nor ``worst``, or a combination that the formulas do not model.
     """
     number = rank_number(text, world_size)
-    return worst_rank(model, plan, world_size, kernels_of(target)) if number is None else number
+    if number is not None:
+        return number
+    if (
+        not_covered(model, plan.workload) is not None
+    ):  # the first of those that can be the worst: it has the last layers
+        return candidate_ranks(model, plan, world_size)[0]
+    return worst_rank(model, plan, world_size, kernels_of(target))
 
 
 def rank_number(text: str | None, world_size: int) -> int | None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsplan.cli.inputs import read_inputs
+from dsplan.cli.inputs import Inputs, read_inputs
+from dsplan.cli.machine_input import allocator_settings
 from dsplan.cli.options import ConsumerOption, DsConfigOption, JsonOption, MachineOptions, ModelOptions, WorkloadOptions
 from dsplan.cli.progress import progress
+from dsplan.errors import EXIT_FINDINGS
+
+if TYPE_CHECKING:
+    from dsplan.estimate import Estimate
 
 
 def estimate(
@@ -24,16 +30,73 @@ def estimate(
     explain: Annotated[
         bool, typer.Option("--explain", help="Print every term at the peak of --plan, or of the recommended plan.")
     ] = False,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ladder",
+            help="Find the largest micro batch and the longest sequence of each plan by replays of the allocator.",
+        ),
+    ] = False,
+    alloc_conf: Annotated[
+        str | None,
+        typer.Option(
+            "--alloc-conf",
+            metavar="TEXT",
+            help="How torch's allocator is set (default: PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF of the "
+            "environment).",
+        ),
+    ] = None,
+    require: Annotated[
+        str | None,
+        typer.Option(
+            "--require",
+            metavar="VERDICT",
+            help="Exit with 1 unless the plan that was asked for, or else any, has this verdict: fits, or tight "
+            "(which fits satisfies too).",
+        ),
+    ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Judge --plan, or the recommended plan, by a dry run of the real engine (10 to 60 seconds; needs "
+            "torch and DeepSpeed).",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare the GPU and CPU memory of every DeepSpeed strategy and recommend one."""
     from dsplan import estimate as estimator
+    from dsplan.cli.gate import missed, read_gate
 
     inputs = read_inputs(model, workload, machine, ds_config=ds_config, consumer=consumer, plan=plan)
+    inputs = replace(inputs, cluster=replace(inputs.cluster, allocator=allocator_settings(alloc_conf)))
+    wanted = None if require is None else read_gate(require, inputs.cluster)
+    alone = len(inputs.plans) == 1
     with progress("Estimating") as advance:
         result = estimator.estimate(
-            inputs.model, inputs.plans, inputs.cluster, explain=explain and as_json, on_progress=advance
+            inputs.model,
+            inputs.plans,
+            inputs.cluster,
+            explain=explain and as_json,
+            closely=alone or ladder,
+            exactly=ladder,
+            on_progress=advance,
         )
+    if exact:
+        from dsplan.cli.exact import exactly
+
+        with progress("Dry run") as advance:
+            result = exactly(inputs, result, advance=advance)
+    _show(inputs, result, explain=explain, as_json=as_json)
+    if wanted is not None and (why := missed(wanted, result)):
+        typer.echo(f"dsplan: {why}", err=True)
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+def _show(inputs: Inputs, result: Estimate, *, explain: bool, as_json: bool) -> None:
+    from dsplan import estimate as estimator
+
     if as_json:
         from dsplan.report.console import print_document
         from dsplan.report.document import estimate_document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from dsplan import detect
@@ -14,6 +15,8 @@ from dsplan.units import parse_size
 
 #: Whose workspace and context a device has of which only the memory was given.
 _TYPICAL = "a100-80gb"
+#: Where torch reads its allocator's settings, in its own order (c10/cuda/CUDAAllocatorConfig.h).
+_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def read_machine_options(options: MachineOptions) -> Cluster:
@@ -50,3 +53,20 @@ def _with_memory(device: Accelerator | None, memory_bytes: int) -> Accelerator:
         driver_reserve_bytes=0,
         sources=(*device.sources, "memory_bytes: --device-memory"),
     )
+
+
+def allocator_settings(text: str | None) -> str:
+    """How torch's allocator is set: ``--alloc-conf``, else what the environment says, else nothing.
+
+    Raises:
+        InputError: an unknown option, a value out of torch's range, or one that is not replayed.
+    """
+    from dsplan.allocator.settings import parse_settings
+
+    where = "--alloc-conf"
+    if text is None:
+        where = next((name for name in _VARIABLES if os.environ.get(name)), "")
+        text = os.environ.get(where, "")
+    if text:
+        parse_settings(text, where)
+    return text

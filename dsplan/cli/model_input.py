@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsplan.catalogue import preset, preset_names
+from dsplan.catalogue import decoder_names, preset, preset_names
 from dsplan.cli.flags import naming_flags, with_flags
 from dsplan.cli.options import ModelOptions
 from dsplan.errors import InputError, choice, nearest, require_positive
 from dsplan.infer import MAX_LAYERS, TOLERANCE, infer_shape
+from dsplan.live_module import read_module
 from dsplan.model import ACTIVATIONS, ATTENTIONS, ModelShape
-from dsplan.modelfile import read_model
+from dsplan.modelfile import FLASH_ATTENTION, TRAINED, changed, read_model
 from dsplan.units import format_count, parse_count
 
 _SHAPE_FLAGS = {"num_layers": "--n-layer", "num_attention_heads": "--n-head", "hidden_size": "--n-embd"}
@@ -29,12 +30,17 @@ class ModelInput:
 
 
 def read_model_options(options: ModelOptions) -> ModelInput:
-    """The model of exactly one of ``--params``, ``--model`` and the shape; shape flags override the first two.
+    """The model of one of ``--params``, ``--model``, ``--module`` and the shape; shape flags override the first two.
 
     Raises:
         InputError: none or two of them, an unknown name, an invalid value or file.
     """
     shape = _shape_flags(options)
+    module = getattr(options, "module", None)
+    if module is not None:
+        if options.params is not None or options.model is not None or shape:
+            raise InputError(f"--module {module} says what the model is; leave the model's other flags out")
+        return ModelInput(shape=read_module(module))
     if options.params is not None and options.model is not None:
         raise InputError(
             f"--params {options.params} and --model {options.model} contradict each other; give one of them"
@@ -64,17 +70,39 @@ def _shape_flags(options: ModelOptions) -> dict[str, Any]:
             if value is not None:
                 require_positive(field, value)
         names = {
-            "attention": options.attention and choice("attention", options.attention, ATTENTIONS),
+            "attention": options.attention and choice("attention", options.attention, (*ATTENTIONS, FLASH_ATTENTION)),
             "activation": options.activation and choice("activation", options.activation, ACTIVATIONS),
         }
     if options.n_embd is not None and options.n_embd > _MAX_WIDTH:
         raise InputError(f"--n-embd: {options.n_embd} is not allowed; at most {_MAX_WIDTH}")
-    fields = {**counts, **names, "dropout": options.dropout, "tie_word_embeddings": options.tie_word_embeddings}
+    fields = {
+        **counts,
+        **names,
+        "dropout": options.dropout,
+        "tie_word_embeddings": options.tie_word_embeddings,
+        **_trained(options),
+    }
     return {field: value for field, value in fields.items() if value is not None}
+
+
+def _trained(options: ModelOptions) -> dict[str, Any]:
+    """What of the model is trained: adapters' rank and targets, or the number of frozen layers."""
+    rank, frozen = getattr(options, "lora_rank", None), getattr(options, "frozen_layers", None)
+    targets = getattr(options, "lora_targets", None)
+    for field, value in (("lora_rank", rank), ("frozen_layers", frozen)):
+        if value is not None:
+            require_positive(field, value)
+    if targets is not None and rank is None:
+        raise InputError("--lora-targets: say how wide the adapters are with --lora-rank")
+    names = None if targets is None else [name.strip() for name in targets.split(",") if name.strip()]
+    return {"lora_rank": rank, "lora_targets": names, "frozen_layers": frozen}
 
 
 def _inferred(params: str, shape: dict[str, Any]) -> ModelInput:
     wanted = parse_count(params, "--params")
+    unfit = [f"--{field.replace('_', '-')}" for field in TRAINED if field in shape]
+    if unfit:
+        raise InputError(f"{', '.join(unfit)}: only a decoder of transformers' has them; name one with --model")
     with naming_flags():
         found = infer_shape(wanted, shape)
     fixed = [flag for field, flag in _SHAPE_FLAGS.items() if field in shape]
@@ -89,23 +117,26 @@ def _inferred(params: str, shape: dict[str, Any]) -> ModelInput:
 def _named(name: str, shape: dict[str, Any]) -> ModelShape:
     """A preset, or what a file describes; a preset's name wins, ``./NAME`` is always a file."""
     known = preset_names()
-    if name.strip().casefold() in (key.casefold() for key in known):
+    wanted = name.strip().casefold()
+    if wanted in map(str.casefold, known) or wanted in map(str.casefold, decoder_names()):
         found = preset(name)
     elif Path(name).exists() or "/" in name or Path(name).suffix == ".json":
         found = read_model(name)
     else:
-        near = [f"--params {name}"] if _is_count(name) else nearest(name, known)
+        near = [f"--params {name}"] if _is_count(name) else nearest(name, (*known, *decoder_names()))
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise InputError(
-            f"--model: {name!r} is neither a preset nor a file; {hint}allowed: {', '.join(known)}, or a model file"
+            f"--model: {name!r} is neither a preset nor a file; {hint}allowed: {', '.join(known)}, "
+            "a published decoder such as llama-3.1-8b (docs/models.md), or a model file or folder"
         )
     if not shape:
         return found
     with naming_flags():
-        return replace(found, **shape, name=f"{found.name}, changed")
+        return changed(found, shape)
 
 
 def _given(shape: dict[str, Any]) -> ModelShape:
+    trained = {field: value for field, value in shape.items() if field in TRAINED}
     missing = [flag for field, flag in _SHAPE_FLAGS.items() if field not in shape]
     if len(missing) == len(_SHAPE_FLAGS):
         raise InputError("no model: give --params 45B, --model NAME|PATH, or --n-layer, --n-head and --n-embd")
@@ -114,7 +145,8 @@ def _given(shape: dict[str, Any]) -> ModelShape:
     if shape["num_attention_heads"] > shape["hidden_size"]:
         raise InputError(f"--n-head: more heads ({shape['num_attention_heads']}) than --n-embd {shape['hidden_size']}")
     with naming_flags():
-        return ModelShape(**shape)
+        found = ModelShape(**{field: value for field, value in shape.items() if field not in TRAINED})
+        return changed(found, trained) if trained else found
 
 
 def _is_count(text: str) -> bool:

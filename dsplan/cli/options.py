@@ -36,7 +36,16 @@ class ModelOptions:
         typer.Option(
             "--model",
             metavar="NAME|PATH",
-            help="A preset (gpt2-xl, 1.7B, ...) or a model file.",
+            help="A preset (gpt2-xl, llama-3.1-8b, ...), a model file or a config.json.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    module: Annotated[
+        str | None,
+        typer.Option(
+            "--module",
+            metavar="PACKAGE.FILE:FACTORY",
+            help="A torch module of your own: a function that makes it.",
             rich_help_panel=_MODEL,
         ),
     ] = None
@@ -63,7 +72,8 @@ class ModelOptions:
         ),
     ] = None
     attention: Annotated[
-        str | None, typer.Option("--attention", metavar="KIND", help="eager or sdpa.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option("--attention", metavar="KIND", help="eager, sdpa or flash_attention_2.", rich_help_panel=_MODEL),
     ] = None
     activation: Annotated[
         str | None, typer.Option("--activation", metavar="KIND", help="gelu_new or gelu.", rich_help_panel=_MODEL)
@@ -77,6 +87,30 @@ class ModelOptions:
         typer.Option(
             "--tie-word-embeddings/--no-tie-word-embeddings",
             help="Whether the head shares the token embedding (default: not).",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            "--lora-rank", metavar="R", help="Train adapters of this rank, and freeze the rest.", rich_help_panel=_MODEL
+        ),
+    ] = None
+    lora_targets: Annotated[
+        str | None,
+        typer.Option(
+            "--lora-targets",
+            metavar="NAMES",
+            help="Linear layers with adapters, such as q_proj,v_proj (default: all-linear).",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    frozen_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--frozen-layers",
+            metavar="N",
+            help="The first N blocks, and what comes before them, are not trained.",
             rich_help_panel=_MODEL,
         ),
     ] = None

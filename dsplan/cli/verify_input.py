@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dsplan.activations import not_covered
 from dsplan.catalogue import preset
 from dsplan.cli.dry_run_input import allocator_text, choose, dry_rank
 from dsplan.cli.model_input import read_model_options
@@ -114,6 +115,10 @@ def _job(
         plan = with_small_buckets(plan, shape) if is_default else plan
         ds_config = _emitted(plan, shape, cluster)
         against, trained = plan, plan.workload
+    why = not_covered(shape, trained)
+    if why is not None:
+        settings = against.settings if isinstance(against, NotCovered) else ()
+        against = NotCovered(settings=(f"model_type = {shape.model_type} ({why})", *settings))
     job = Job(
         name=plan.name,
         model=shape,

@@ -15,7 +15,7 @@ from dsplan.errors import InputError, require_positive
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
-from dsplan.workload import OPTIMIZERS
+from dsplan.workload import OPTIMIZERS, Workload
 from dsplan.zero import OffloadOptimizer, OffloadParam, ZeroConfig
 
 #: The folder of DeepSpeed's NVMe examples.
@@ -101,6 +101,7 @@ def emit(
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": steps,
         **_precision(workload.precision),
+        **_gradient_dtypes(workload),
         "optimizer": _optimizer(plan),
         "scheduler": _scheduler(scheduler, plan, total_num_steps, warmup),
         "gradient_clipping": plan.gradient_clipping,
@@ -141,6 +142,15 @@ def _precision(precision: str) -> dict[str, Any]:
         }
     # Absent, Hugging Face's Trainer would take fp16 for meant.
     return {"fp16": {"enabled": False}}
+
+
+def _gradient_dtypes(workload: Workload) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    if workload.grad_accum_dtype is not None:
+        document["data_types"] = {"grad_accum_dtype": workload.grad_accum_dtype}
+    if workload.communication_data_type is not None:
+        document["communication_data_type"] = workload.communication_data_type
+    return document
 
 
 def _scheduler(name: str, plan: Plan, total_num_steps: int, warmup_num_steps: int) -> dict[str, Any]:

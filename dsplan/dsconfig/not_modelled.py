@@ -19,6 +19,10 @@ _DTYPES = {
     "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
 }
 
+GRAD_ACCUM_DTYPE = "data_types.grad_accum_dtype"
+#: Stages whose engines are modelled with fp32 gradients in either 16-bit precision, offloaded or not.
+_STAGES_WITH_FP32_GRADIENTS = (2, 3)
+
 #: Dotted key -> the values whose memory is modelled; the first is DeepSpeed's default. An absent key passes.
 MODELLED_VALUES: dict[str, tuple[Any, ...]] = {
     "zero_optimization.use_multi_rank_bucket_allreduce": (True,),
@@ -87,7 +91,6 @@ COVERED_BY_DRY_RUN = frozenset(
         "zero_optimization.use_all_reduce_for_fetch_params",
         "zero_optimization.stage3_allgather_sequential",
         "zero_optimization.allgather_sequential",
-        "zero_optimization.memory_efficient_linear",
         "zero_optimization.zero_hpz_partition_size",
         "zero_optimization.zero_quantized_weights",
         "zero_optimization.leaf_module.classes",
@@ -115,7 +118,7 @@ def require_modelled(document: Mapping[str, Any], precision: str, *, dry_run: bo
     Raises:
         InputError: the document has such a setting; for ``dry_run``, one that a dry run does not cover either.
     """
-    found = [*_table(document), *_dtypes(document, precision), *_nvme(document), *_linear(document)]
+    found = [*_table(document), *_dtypes(document, precision), *_nvme(document)]
     refused = [setting for setting in found if not (dry_run and setting.key in COVERED_BY_DRY_RUN)]
     if refused:
         why = (
@@ -148,11 +151,18 @@ def _table(document: Mapping[str, Any]) -> Iterator[_Setting]:
 
 
 def _dtypes(document: Mapping[str, Any], precision: str) -> Iterator[_Setting]:
-    """Gradients kept or reduced in another dtype than the model's need buffers of their own."""
-    for key in ("data_types.grad_accum_dtype", "communication_data_type"):
-        value, _ = lookup(document, key)
-        if value is not None and value.lower() not in _DTYPES[precision]:
-            yield _Setting(key, value, f"{precision!r}, the model's dtype")
+    """fp32 gradients beside a 16-bit model have an engine of their own in stage 1 (bf16, on the device) and 2."""
+    value, _ = lookup(document, GRAD_ACCUM_DTYPE)
+    if value is None or precision_named(value) == precision:
+        return
+    stage = lookup(document, "zero_optimization.stage")[0]
+    offload = lookup(document, "zero_optimization.offload_optimizer.device")[0] in ("cpu", "nvme")
+    optimizer = lookup(document, "optimizer.type")[0] or ""
+    known = stage in _STAGES_WITH_FP32_GRADIENTS or (
+        stage == 1 and precision == "bf16" and not offload and optimizer.casefold() != "adagrad"
+    )
+    if precision_named(value) != "fp32" or not known:
+        yield _Setting(GRAD_ACCUM_DTYPE, value, f"{precision!r}, the model's dtype; 'fp32' in 16 bit at stage 2 or 3")
 
 
 def _nvme(document: Mapping[str, Any]) -> Iterator[_Setting]:
@@ -165,14 +175,6 @@ def _nvme(document: Mapping[str, Any]) -> Iterator[_Setting]:
         yield _Setting("aio.intra_op_parallelism", threads, "1")
 
 
-def _linear(document: Mapping[str, Any]) -> Iterator[_Setting]:
-    """Without its own linear layer (DeepSpeed ``runtime/zero/linear.py``) autograd keeps gathered weights of stage 3:
-    torch's saves ``weight.t()``, whose storage outlives the release of the parameter."""
-    key = "zero_optimization.memory_efficient_linear"
-    if lookup(document, key)[0] is False and lookup(document, "zero_optimization.stage")[0] == 3:
-        yield _Setting(key, False, "True at stage 3")
-
-
 def lookup(document: Mapping[str, Any], key: str) -> tuple[Any, bool]:
     """The value at the dotted ``key`` and whether it is there; (None, False) when it is not."""
     value: Any = document
@@ -181,6 +183,11 @@ def lookup(document: Mapping[str, Any], key: str) -> tuple[Any, bool]:
             return None, False
         value = value[part]
     return value, True
+
+
+def precision_named(name: str) -> str | None:
+    """``fp32``, ``fp16`` or ``bf16`` for one of DeepSpeed's names of it; None for another name."""
+    return next((precision for precision, names in _DTYPES.items() if name.lower() in names), None)
 
 
 def same_dtype(name: str, precision: str) -> bool:

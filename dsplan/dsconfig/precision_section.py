@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsplan.dsconfig.not_modelled import lookup, same_dtype
+from dsplan.dsconfig.not_modelled import GRAD_ACCUM_DTYPE, lookup, precision_named, same_dtype
 from dsplan.errors import InputError
 
 
@@ -30,6 +30,15 @@ def precision_of(document: Mapping[str, Any]) -> str:
             f"data_types.param_dtype: {dtype!r} is not allowed; the fp16 and bf16 sections ask for {precision}"
         )
     return precision
+
+
+def gradient_dtypes(document: Mapping[str, Any]) -> dict[str, str | None]:
+    """``grad_accum_dtype`` and ``communication_data_type`` of a workload; None where the file has none."""
+    given = {
+        "grad_accum_dtype": lookup(document, GRAD_ACCUM_DTYPE)[0],
+        "communication_data_type": lookup(document, "communication_data_type")[0],
+    }
+    return {field: None if value is None else precision_named(value) for field, value in given.items()}
 
 
 def with_current_names(document: Mapping[str, Any]) -> dict[str, Any]:

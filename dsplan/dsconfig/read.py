@@ -15,9 +15,10 @@ from typing import Any
 from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH, resolve_batch_sizes
 from dsplan.dsconfig.consumers import DEEPSPEED
 from dsplan.dsconfig.document import load_document
-from dsplan.dsconfig.not_modelled import require_modelled
+from dsplan.dsconfig.engine_rules import Engine, require_engine
+from dsplan.dsconfig.not_modelled import GRAD_ACCUM_DTYPE, require_modelled
 from dsplan.dsconfig.optimizer_section import optimizer_of
-from dsplan.dsconfig.precision_section import precision_of, with_current_names
+from dsplan.dsconfig.precision_section import gradient_dtypes, precision_of, with_current_names
 from dsplan.dsconfig.removed import require_not_removed
 from dsplan.dsconfig.resolve import Filled, Script, resolve
 from dsplan.dsconfig.schema import validate
@@ -171,12 +172,18 @@ def _read(
     current = with_current_names(document)
     precision = precision_of(current)
     settings = require_modelled(current, precision, dry_run=dry_run)
+    dtypes = gradient_dtypes(current)
+    if any(setting.startswith(GRAD_ACCUM_DTYPE) for setting in settings):
+        dtypes["grad_accum_dtype"] = None  # the nearest that is modelled
     zero = zero_config(current)
     optimizer = optimizer_of(current, zero, client_optimizer, dry_run=dry_run)
     batch = resolve_batch_sizes(current, world_size)
     checkpointing = document.get("activation_checkpointing")
     if activation_checkpointing is None:
         activation_checkpointing = "none" if checkpointing is None else "deepspeed"
+    require_engine(
+        Engine(document=current, precision=precision, world_size=world_size, checkpointing=activation_checkpointing)
+    )
     workload = Workload(
         micro_batch_size=batch.micro_batch_size,
         sequence_length=sequence_length,
@@ -184,6 +191,7 @@ def _read(
         precision=precision,
         optimizer=optimizer.name,
         activation_checkpointing=activation_checkpointing,
+        **dtypes,
     )
     plan = Plan(
         name=path.stem,

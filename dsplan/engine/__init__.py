@@ -6,11 +6,14 @@ from dsplan.activations import Programs, programs
 from dsplan.engine.base import Engine, Run
 from dsplan.engine.stage0 import Stage0Flat, Stage0Plain, Stage0Unfused
 from dsplan.engine.stage12 import Stage12
+from dsplan.errors import InputError
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
 from dsplan.optimizers import device_optimizer
 from dsplan.partition import worst_ranks
 from dsplan.plan import Plan
+
+STAGE_2 = 2
 
 __all__ = ["Engine", "Run", "candidate_ranks", "engine_for", "programs_for"]
 
@@ -33,11 +36,36 @@ def engine_for(run: Run) -> Engine:
         from dsplan.engine.stage3 import Stage3
 
         return Stage3(run)
-    if stage in (1, 2):
-        return Stage12(run)
+    if stage in (1, STAGE_2):
+        return _stage12(run)
+    if run.plan.workload.grad_accum_dtype is not None:
+        raise InputError(
+            "data_types.grad_accum_dtype: stage 0 accumulates gradients in the model's dtype only; DeepSpeed refuses "
+            f"{run.plan.workload.grad_accum_dtype} with {run.plan.workload.precision}"
+        )
     if run.element_bytes == 4:
         return Stage0Plain(run)
     return Stage0Flat(run) if device_optimizer(run.plan).fused else Stage0Unfused(run)
+
+
+def _stage12(run: Run) -> Engine:
+    """Gradients accumulated in another dtype than the model's have engines of their own."""
+    workload = run.plan.workload
+    if workload.grad_accum_dtype is None:
+        return Stage12(run)
+    if workload.grad_accum_dtype == "fp32" and run.plan.zero.stage == STAGE_2:
+        from dsplan.engine.stage2_fp32 import Stage2Fp32
+
+        return Stage2Fp32(run)
+    if workload.grad_accum_dtype == "fp32" and workload.precision == "bf16" and not run.plan.zero.offloads_optimizer:
+        from dsplan.engine.bf16 import Bf16
+
+        return Bf16(run)
+    offload = " and offload_optimizer" if run.plan.zero.offloads_optimizer else ""
+    raise InputError(
+        f"data_types.grad_accum_dtype: {workload.grad_accum_dtype} at stage {run.plan.zero.stage} with "
+        f"{workload.precision}{offload} is not modelled yet"
+    )
 
 
 def programs_for(run: Run, kernels: Kernels) -> Programs:

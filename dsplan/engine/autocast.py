@@ -31,7 +31,6 @@ from dsplan.ledger import Term
 from dsplan.model import ModelShape
 from dsplan.operators import BACKWARD, PARAMETER_GRADIENT, WORKING
 from dsplan.tape import FREE, PRODUCT, Storage, Tape, Tensor
-from dsplan.units import round_up
 from dsplan.workload import Workload
 
 WEIGHT_COPIES = Term(
@@ -83,7 +82,7 @@ class _Cast(_Piece):
         The gradient of a ``tied`` weight waits for the other use of the weight, which hands both over.
         """
         t, e = self.tape, self.e
-        y = x if x.storage.size == round_up(half, t.kernels.block_bytes) and e != FULL else cast(t, x, half, NORMALISED)
+        y = x if x.storage.size == t.kernels.rounded(half) and e != FULL else cast(t, x, half, NORMALISED)
         weight = t.tensor(e * weights, WEIGHT_COPIES)
         kept, kept_weight = t.save(y), t.save(weight)
         bias = t.tensor(e * biases, WEIGHT_COPIES) if biases else None
@@ -380,5 +379,5 @@ class _CastHead(_Cast, _Head):
         for _ in range(self.model.num_layers):
             for parameter in parameters:
                 if self.checkpoints or len(parameter.shape) == 1:
-                    size = round_up(self.e * parameter.numel, t.kernels.block_bytes)
+                    size = t.kernels.rounded(self.e * parameter.numel)
                     t.events.append((FREE, size, WEIGHT_COPIES))

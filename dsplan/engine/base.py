@@ -16,7 +16,10 @@ from dsplan.plan import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One rank of one plan, and the ledger that it writes."""
+    """One rank of one plan, and the ledger that it writes.
+
+    ``capacity_bytes`` is what the device has for tensors; None: as much as is asked for.
+    """
 
     model: ModelShape
     plan: Plan
@@ -24,6 +27,7 @@ class Run:
     kernels: Kernels
     ledger: Ledger
     rank: int = 0
+    capacity_bytes: int | None = None
 
     @property
     def element_bytes(self) -> int:
@@ -92,13 +96,23 @@ class Engine:
         masks = (self._buffer_bytes,) * self._num_buffers
         ledger.alloc_many(states.HOST_MODEL, self.bytes_each(4))
         ledger.alloc_many(states.HOST_MODEL, masks)
+        if masks:
+            # mingpt/model.py: each block's mask is made of ones, before the block's MLP and all that follows.
+            ledger.temporary(states.HOST_MODEL, max(masks[0] - 4 * _after_last_attention(self.run.model), 0))
+        ledger.temporary(states.HOST_MODEL, 4 * self.tied_elements)
         if self.e != 4:
-            # Each cast frees twice what it takes: the first one is the highest.
-            ledger.alloc(states.HOST_MODEL, self.e * sizes[0])
+            # Parameter by parameter: each cast takes half of what it then frees.
+            ledger.temporary(states.HOST_MODEL, _highest_cast(sizes, self.e))
             ledger.free_many(states.HOST_MODEL, self.bytes_each(4))
-            ledger.alloc_many(states.HOST_MODEL, self.bytes_each(self.e)[1:])
+            ledger.alloc_many(states.HOST_MODEL, self.bytes_each(self.e))
         self._move(states.HOST_MODEL, states.PARAMETERS, self.bytes_each(self.e))
         self._move(states.HOST_MODEL, states.BUFFERS, masks)
+
+    @property
+    def tied_elements(self) -> int:
+        """Elements of the weight that a head is made with before it is tied to another's (mingpt/model.py); 0: none."""
+        model = self.run.model
+        return model.vocab_size * model.hidden_size if model.tied_module else 0
 
     @property
     def _num_buffers(self) -> int:
@@ -135,6 +149,26 @@ class Engine:
         else:
             ledger.free(states.HOST_TRANSIENT, size)
             ledger.alloc(self.placed(term, pinned=pinned), size)
+
+
+@lru_cache(maxsize=64)
+def _highest_cast(sizes: tuple[int, ...], width: int) -> int:
+    """How far the casts of fp32 parameters to ``width`` bytes rise over their start, one after the other (bytes)."""
+    level = highest = 0
+    for numel in sizes:
+        highest = max(highest, level + width * numel)
+        level -= (4 - width) * numel
+    return highest
+
+
+@lru_cache(maxsize=64)
+def _after_last_attention(model: ModelShape) -> int:
+    """Elements of minGPT's parameters that are made after the last block's attention."""
+    later = [parameter for parameter in model.block_parameters if parameter.name.startswith(_AFTER_ATTENTION)]
+    return sum(parameter.numel for parameter in (*later, *model.head_parameters))
+
+
+_AFTER_ATTENTION = ("ln_2.", "mlp.")
 
 
 @lru_cache(maxsize=64)

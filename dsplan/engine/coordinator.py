@@ -32,20 +32,31 @@ _NEVER = -(10**10)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Module:
-    """A submodule with hooks: its position in the model and the parameters it owns directly."""
+    """A submodule with hooks: its position in the model and the parameters it owns directly.
+
+    ``saved``: those whose gathered storage autograd keeps from its forward to its backward. torch's linear layer saves
+    ``weight.t()``, a tensor of its own over the storage, which outlives the release of the parameter; stage 3's own
+    layer saves the parameter itself (deepspeed/runtime/zero/linear.py, ``memory_efficient_linear``).
+    """
 
     name: str
     parameters: tuple[int, ...]
+    saved: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class _Batch:
-    """One coalesced all-gather: its flat buffer lives until its last parameter has been waited for."""
+    """One coalesced all-gather: its flat buffer lives until its last parameter has been waited for.
+
+    ``staged_bytes``: the partition's copy from the host that a collective of one parameter holds until it is waited
+    for (torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp, stashed_for_allocator_safety_). Several are joined first.
+    """
 
     parameters: list[int]
     flat_bytes: int
     outstanding: int
     split: bool = False
+    staged_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -72,7 +83,7 @@ class Coordinator:
         self.zero = zero
         self.world_size = world_size
         self.e = element_bytes
-        self.block_bytes = kernels.block_bytes
+        self.kernels = kernels
         self.sizes = parameter_sizes(model)
         self.padded = [round_up(numel, world_size) for numel in self.sizes]
         self.persistent = persistent_parameters(model, zero)
@@ -82,6 +93,10 @@ class Coordinator:
         self.status = [0] * len(self.sizes)  # 0 partitioned, 1 in flight, 2 available
         self.active: list[set[int]] = [set() for _ in self.sizes]  # submodules that use each parameter now
         self.in_flight: dict[int, _Batch] = {}
+        self.saved: set[int] = set()  # gathered parameters whose storage autograd holds too
+        self.detached: dict[int, int] = {}  # bytes of those that were released and that autograd alone holds
+        #: (position, parameters, bytes) of the last pass: what was forgotten at which mark.
+        self.forgotten: list[tuple[int, tuple[int, ...], int]] = []
         self.level = 0
         self.rise = 0
         self._release_cache: dict[tuple[int, int], frozenset[int]] = {}
@@ -93,8 +108,11 @@ class Coordinator:
 
     # One pass.
 
-    def run(self, marks: list[Mark]) -> list[Change]:
-        """One forward and backward; the first call records the trace, later ones prefetch by it."""
+    def run(self, marks: list[Mark], saving: frozenset[int] = frozenset()) -> list[Change]:
+        """One forward and backward; the first call records the trace, later ones prefetch by it.
+
+        ``saving`` are the positions of the marks at which autograd has saved what the module's backward needs.
+        """
         if self._trace is None and self._recording:
             self._complete_trace()
         state = _Pass()
@@ -103,7 +121,8 @@ class Coordinator:
                 (parameter, step) for step, module in enumerate(self._trace) for parameter in sorted(module.parameters)
             )
         changes: list[Change] = []
-        for kind, module in marks:
+        self.forgotten = []
+        for position, (kind, module) in enumerate(marks):
             self.rise = start = self.level
             if kind in (ENTER, ENTER_BACKWARD):
                 if self._trace is None:
@@ -112,9 +131,12 @@ class Coordinator:
                     self._in_backward[id(module)] = module
                 self._fetch(module, state)
             else:
-                self._release_module(module, state)
+                if position in saving:
+                    self.saved.update(module.saved)
                 if kind == LEAVE_BACKWARD:
                     self._in_backward.pop(id(module), None)
+                    self._forget(module, position)
+                self._release_module(module, state)
             changes.append((self.rise - start, self.level - start))
         return changes
 
@@ -208,7 +230,8 @@ class Coordinator:
             batch = _Batch(parameters, 0, 1, split=True)
             self._allocate_parameter(parameters[0], self.padded[parameters[0]])
             if self.copies_from_host:
-                self._temporary(ceil_div(self.sizes[parameters[0]], self.world_size))
+                batch.staged_bytes = self._bytes(ceil_div(self.sizes[parameters[0]], self.world_size))
+                self._change(batch.staged_bytes)
         else:
             batch = _Batch(parameters, self._bytes(sum([self.padded[p] for p in parameters])), len(parameters))
             self._change(batch.flat_bytes)
@@ -219,6 +242,7 @@ class Coordinator:
 
     def _wait(self, parameter: int) -> None:
         batch = self.in_flight.pop(parameter)
+        self._change(-batch.staged_bytes)
         if not batch.split:
             batch.split = True
             for other in batch.parameters:
@@ -268,8 +292,21 @@ class Coordinator:
     def _release(self, parameter: int) -> None:
         if self.status[parameter] == 2 and not self.active[parameter]:
             self.status[parameter] = 0
-            self._change(-self.storage[parameter])
+            if parameter in self.saved:
+                self.saved.discard(parameter)
+                self.detached[parameter] = self.storage[parameter]
+            else:
+                self._change(-self.storage[parameter])
             self.storage[parameter] = 0
+
+    def _forget(self, module: Module, position: int) -> None:
+        size = 0
+        for parameter in module.saved:
+            self.saved.discard(parameter)
+            size += self.detached.pop(parameter, 0)
+        if size:
+            self._change(-size)
+            self.forgotten.append((position, module.saved, size))
 
     def _complete_trace(self) -> None:
         self._trace = self._recording
@@ -284,7 +321,7 @@ class Coordinator:
     # Bytes.
 
     def _bytes(self, elements: int) -> int:
-        return round_up(self.e * elements, self.block_bytes)
+        return self.kernels.rounded(self.e * elements)
 
     def _allocate_parameter(self, parameter: int, elements: int) -> None:
         if not self.gathers:

@@ -23,16 +23,25 @@ MICRO_BATCHES = 3
 #: Steps after which the gathering has always been seen to repeat itself.
 LONGEST_START = 4
 
+#: Dimensions of a linear layer's weight.
+MATRIX = 2
+EXPERTS = 3
+
 _ENTERING = (ENTER, ENTER_BACKWARD)
 _LEAVING = (LEAVE, LEAVE_BACKWARD)
 
 
 @dataclass(frozen=True, slots=True)
 class GatherPass:
-    """One forward and backward: a change at each hook, and what the end of the backward releases."""
+    """One forward and backward: a change at each hook, and what the end of the backward releases.
+
+    ``forgotten``: of the hooks at which a saved weight goes the position, the module's parameters and the bytes. It
+    goes when its node has run, so before the first gradient of the module is handed over.
+    """
 
     changes: tuple[Change, ...]
     leftovers: Change
+    forgotten: tuple[tuple[int, tuple[int, ...], int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,7 @@ def gather_steps(
         stage3_model_persistence_threshold=zero.stage3_model_persistence_threshold,
         stage3_max_live_parameters=zero.stage3_max_live_parameters,
         stage3_max_reuse_distance=zero.stage3_max_reuse_distance,
+        memory_efficient_linear=zero.memory_efficient_linear,
         offload_param=OffloadParam(device="cpu" if zero.offloads_parameters else "none"),
     )
     hooks = Workload(
@@ -75,13 +85,17 @@ def gather_steps(
 def _gather_steps(
     model: ModelShape, rules: ZeroConfig, world_size: int, hooks: Workload, kernels: Kernels, micro_batches: int
 ) -> tuple[GatherStep, ...]:
-    marks = _marks(model, hooks, kernels)
+    marks, saving = marks_and_saving(model, hooks, kernels, saves_weights=not rules.memory_efficient_linear)
     coordinator = Coordinator(model, rules, world_size, hooks.element_bytes, kernels)
     steps: list[GatherStep] = []
     previous: tuple[int, ...] | None = None
     for _ in range(LONGEST_START):
         passes = tuple(
-            GatherPass(changes=tuple(coordinator.run(marks)), leftovers=coordinator.leftovers())
+            GatherPass(
+                changes=tuple(coordinator.run(marks, saving)),
+                leftovers=coordinator.leftovers(),
+                forgotten=tuple(coordinator.forgotten),
+            )
             for _ in range(micro_batches)
         )
         steps.append(
@@ -108,17 +122,38 @@ def acts(model: ModelShape, kind: int, what: object) -> bool:
 
 def _marks(model: ModelShape, workload: Workload, kernels: Kernels) -> list[Mark]:
     """Every hook of one forward and backward, in order."""
+    return marks_and_saving(model, workload, kernels, saves_weights=False)[0]
+
+
+def marks_and_saving(
+    model: ModelShape, workload: Workload, kernels: Kernels, *, saves_weights: bool
+) -> tuple[list[Mark], frozenset[int]]:
+    """Every hook of one forward and backward, in order, and the positions at which autograd has saved weights.
+
+    Two things save a tensor of its own over a gathered storage: torch's linear layer its transposed weight
+    (``saves_weights``), and torch's checkpoint, in its second run, everything that is saved, detached
+    (torch/utils/checkpoint.py ``_recomputation_hook``).
+    """
     pieces = programs(model, workload, kernels)
     owned: dict[str, list[int]] = {}
     for index, parameter in enumerate(model.parameters):
         owned.setdefault(parameter.name.rpartition(".")[0], []).append(index)
-    if model.tie_word_embeddings:
-        owned["lm_head"] = owned["transformer.wte"]
+    if model.tied_module:
+        owned["lm_head"] = owned[model.tied_module]
     modules: dict[str, Module] = {}
+    detaches = workload.activation_checkpointing == "torch"
+    shapes = [len(parameter.shape) for parameter in model.parameters]
+    # All experts' weights are one tensor, whose product saves it transposed (transformers' integrations/moe.py).
+    kept = {MATRIX, EXPERTS} if saves_weights else {EXPERTS}
+    embeddings = {parameter.name.rpartition(".")[0] for parameter in model.embedding_parameters}
 
     def module(name: str) -> Module:
         if name not in modules:
-            modules[name] = Module(name, tuple(owned.get(name, ())))
+            parameters = tuple(owned.get(name, ()))
+            saved = tuple(index for index in parameters if shapes[index] in kept)
+            if detaches and name.startswith(model.block_prefix):
+                saved = parameters
+            modules[name] = Module(name, parameters, () if name in embeddings else saved)
         return modules[name]
 
     def hooks(events: tuple[Event, ...], prefixes: Iterable[str] = ("",)) -> list[Mark]:
@@ -130,12 +165,17 @@ def _marks(model: ModelShape, workload: Workload, kernels: Kernels) -> list[Mark
             for kind, what in found
         ]
 
-    blocks = [f"transformer.h.{layer}." for layer in range(model.num_layers)]
-    return [
-        *hooks(pieces.embedding.forward),
-        *hooks(pieces.block.forward, blocks),
+    blocks = [f"{model.block_prefix}{layer}." for layer in range(model.num_layers)]
+    before = hooks(pieces.embedding.forward)
+    forward = hooks(pieces.block.forward, blocks)
+    after = [
         *hooks(pieces.head.forward),
         *hooks(pieces.head.backward),
-        *hooks(pieces.block.backward, reversed(blocks)),
+        *hooks(pieces.block.backward, reversed(blocks)),  # where blocks are checkpointed, their forward too
         *hooks(pieces.embedding.backward),
     ]
+    marks = [*before, *forward, *after]
+    recomputed = range(len(before), len(before) + len(forward)) if workload.activation_checkpointing != "none" else ()
+    saves = saves_weights or detaches or EXPERTS in shapes
+    saving = {position for position, (kind, _) in enumerate(marks) if saves and kind == LEAVE}
+    return marks, frozenset(saving.difference(recomputed))

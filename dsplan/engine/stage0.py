@@ -41,8 +41,12 @@ class _Stage0(Engine):
         self._flat_copy(elements, tensors)
 
     def _flat_copy(self, elements: int, tensors: int) -> None:
-        if tensors > 1:  # flattening a single tensor is a view
-            self.ledger.temporary(buffers.ALLREDUCE_COPY, self.e * elements)
+        workload = self.run.plan.workload
+        flat = self.e * elements if tensors > 1 else 0  # flattening a single tensor is a view
+        self.ledger.alloc(buffers.ALLREDUCE_COPY, flat)
+        if workload.communication_data_type is not None:
+            self.ledger.temporary(buffers.COMMUNICATION_COPY, workload.communication_bytes * elements)
+        self.ledger.free(buffers.ALLREDUCE_COPY, flat)
 
     def release_gradients(self) -> None:
         self.ledger.free_many(states.GRADIENTS, self.bytes_each(self.e))

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from dsplan import buffers, states
 from dsplan.engine.base import Engine, Run
+from dsplan.ledger import Term
 from dsplan.optimizers import device_optimizer, host_optimizer
 from dsplan.partition import flat_offsets, flat_partition
+
+#: stage_1_and_2.py __init__: ``torch.empty(1)`` stands for a parameter that is on the host to be flattened.
+PLACEHOLDER_BYTES = 4
 
 
 class Stage12(Engine):
@@ -27,6 +31,8 @@ class Stage12(Engine):
         }
         self.offload = zero.offloads_optimizer
         self.optimizer = host_optimizer(run.plan) if self.offload else device_optimizer(run.plan)
+        self.c = run.plan.workload.communication_bytes
+        self.casts = run.plan.workload.communication_data_type is not None
         self.accumulates = run.plan.workload.gradient_accumulation_steps > 1
         self.contiguous = zero.contiguous_gradients or self.offload
         self.overlap = zero.overlaps_communication
@@ -56,9 +62,12 @@ class Stage12(Engine):
         self.build_on_host_and_move()
         if self.optimizer.states_at_construction:
             ledger.alloc_many(states.LEAKED_STATES, self.bytes_each(self.e))
-        ledger.moment = "flattening the parameters"
-        ledger.alloc(states.PARAMETERS, e * part.padded)
-        ledger.free_many(states.PARAMETERS, self.bytes_each(self.e))
+        if self._has_room(e * part.padded):
+            ledger.moment = "flattening the parameters"
+            ledger.alloc(states.PARAMETERS, e * part.padded)
+            ledger.free_many(states.PARAMETERS, self.bytes_each(self.e))
+        else:
+            self._flatten_on_the_host()
         ledger.moment = "fp32 master parameters"
         ledger.alloc(buffers.CAST, e * part.size)
         if self.offload:
@@ -74,6 +83,26 @@ class Stage12(Engine):
         if self.optimizer.states_at_construction:
             self._allocate_states()
         ledger.free(buffers.INIT_GRADIENT, 4 * part.size)
+
+    def _has_room(self, flat_bytes: int) -> bool:
+        """__init__, flatten_on_accelerator: the cache was emptied, so what no tensor holds is free."""
+        capacity = self.run.capacity_bytes
+        return capacity is None or self.run.kernels.one_pool or capacity - self.ledger.level >= flat_bytes
+
+    def _flatten_on_the_host(self) -> None:
+        """__init__: every parameter goes to the host, is flattened there, and comes back as one tensor."""
+        ledger, e, padded = self.ledger, self.e, self.partition.padded
+        ledger.moment = "flattening the parameters on the host"
+        placeholders = (PLACEHOLDER_BYTES,) * len(self.sizes)
+        ledger.alloc_many(states.HOST_FLAT, self.bytes_each(e))
+        ledger.alloc(buffers.FLATTEN, PLACEHOLDER_BYTES)
+        ledger.free_many(states.PARAMETERS, self.bytes_each(e))
+        ledger.alloc_many(buffers.FLATTEN, placeholders[1:])
+        ledger.alloc(states.HOST_FLAT, e * padded)
+        ledger.free_many(states.HOST_FLAT, self.bytes_each(e))
+        ledger.alloc(states.PARAMETERS, e * padded)
+        ledger.free(states.HOST_FLAT, e * padded)
+        ledger.free_many(buffers.FLATTEN, placeholders)
 
     def _initialise_offload(self) -> None:
         ledger, e, part = self.ledger, self.e, self.partition
@@ -150,13 +179,57 @@ class Stage12(Engine):
         self._empty_bucket()
 
     def _collective(self) -> None:
-        """average_tensor: slices of more than one rank are flattened for one all-reduce."""
-        if not self.zero.reduce_scatter and self.contiguous:
-            return
-        if self.contiguous and self._ranks_in_bucket() == 1:
-            return
-        if len(self.bucket) > 1 or self.run.world_size > 1:
-            self.ledger.temporary(buffers.FLAT_BUCKET, self.e * self.bucket_elements)
+        """average_tensor: the slices of the bucket, a group of them at a time (allreduce_bucket)."""
+        if self.contiguous and not self.zero.reduce_scatter:  # gradient_reduction_w_predivide: in place
+            self._reduce_group(self.bucket_elements, 1, own=True)
+        elif self.contiguous and self.oversized is not None:
+            groups = self._groups_of_oversized()
+            self._reduce_group(*max((elements, slices) for elements, slices, own in groups), own=False)
+            for elements, slices, own in groups:
+                if own:
+                    self._reduce_group(elements, slices, own=True)
+        else:
+            self._reduce_group(self.bucket_elements, self._num_slices(), own=True)
+
+    def _reduce_group(self, elements: int, num_slices: int, *, own: bool) -> None:
+        """allreduce_bucket: several slices are flattened, and cast where the dtype differs."""
+        live: list[tuple[Term, int]] = []
+        if num_slices > 1:
+            live.append((buffers.FLAT_BUCKET, self.e * elements))
+        if self.casts:
+            live.append((buffers.COMMUNICATION_COPY, self.c * elements))
+        for each in live:
+            self.ledger.alloc(*each)
+        if own:
+            self._take_reduced()
+        for each in live:
+            self.ledger.free(*each)
+
+    def _take_reduced(self) -> None:
+        """What is taken of reduced gradients while their copies live: nothing here."""
+
+    def _num_slices(self) -> int:
+        """Tensors that go into one collective: gradients, or in a contiguous bucket what each rank has of it."""
+        return self._ranks_in_bucket() if self.contiguous else len(self.bucket)
+
+    def _groups_of_oversized(self) -> list[tuple[int, int, bool]]:
+        """allreduce_and_scatter: a group of slices, one a rank, closes once it exceeds the bucket's size.
+
+        Of each its elements, its slices, and whether one is this rank's.
+        """
+        size, limit = self.partition.size, self.zero.reduce_bucket_size
+        groups: list[tuple[int, int, bool]] = []
+        elements, slices, own = 0, 0, False
+        begin = self.bucket_begin
+        while begin < self.bucket_end:
+            rank = begin // size
+            end = min((rank + 1) * size, self.bucket_end)
+            elements, slices, own = elements + end - begin, slices + 1, own or rank == self.run.rank
+            if elements > limit:
+                groups.append((elements, slices, own))
+                elements, slices, own = 0, 0, False
+            begin = end
+        return [*groups, (elements, slices, own)] if slices else groups
 
     def _ranks_in_bucket(self) -> int:
         """Ranks whose ranges the bucket's gradients touch, as far apart as its first and last one."""
@@ -221,7 +294,7 @@ class Stage12(Engine):
     # Step.
 
     def step(self, *, first: bool) -> None:
-        ledger, e, part = self.ledger, self.e, self.partition
+        ledger, part = self.ledger, self.partition
         if self.offload:
             ledger.moment = "optimizer update on the host"
             if first:
@@ -229,6 +302,17 @@ class Stage12(Engine):
             return
         ledger.moment = "gradient norm"
         ledger.temporary(buffers.NORM, 8 * max(part.slices, default=0))
+        update = self._step_gradient()
+        ledger.moment = "optimizer update"
+        if first and not self.optimizer.states_at_construction:
+            self._allocate_states()
+        temporaries = self.optimizer.step_temporaries(foreach=self.run.kernels.foreach_optimizers)
+        ledger.temporary(buffers.OPTIMIZER_TEMPORARY, 4 * part.size * temporaries)
+        ledger.free(buffers.STEP_GRADIENT, update)
+
+    def _step_gradient(self) -> int:
+        """The fp32 gradient of the update: flattened, cast, and the gradients go; its bytes."""
+        ledger, e, part = self.ledger, self.e, self.partition
         ledger.moment = "flattening the gradient partition"
         flattens = len(part.owned) != 1 or part.slices[0] != part.size  # flattening a single tensor is a view
         flat = e * part.size if flattens and e != 4 else 0
@@ -237,12 +321,7 @@ class Stage12(Engine):
         ledger.alloc(buffers.STEP_GRADIENT, update)
         ledger.free(buffers.FLAT_GRADIENT, flat)
         self._release_partition()
-        ledger.moment = "optimizer update"
-        if first and not self.optimizer.states_at_construction:
-            self._allocate_states()
-        temporaries = self.optimizer.step_temporaries(foreach=self.run.kernels.foreach_optimizers)
-        ledger.temporary(buffers.OPTIMIZER_TEMPORARY, 4 * part.size * temporaries)
-        ledger.free(buffers.STEP_GRADIENT, update)
+        return update
 
     def _release_partition(self) -> None:
         if self.accumulated_partition_exists:

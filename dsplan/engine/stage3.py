@@ -10,35 +10,28 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from dsplan import buffers, states
-from dsplan.engine.base import Engine, Run
+from dsplan.engine.base import Run
 from dsplan.engine.coordinator import Change
 from dsplan.engine.gathering import GatherStep, gather_steps
+from dsplan.engine.stage3_gradients import MIN_SWAP_BYTES, Stage3Gradients
 from dsplan.ledger import PINNED, Term
-from dsplan.operators import PARAMETER_GRADIENT
-from dsplan.optimizers import Optimizer, device_optimizer, host_optimizer
-from dsplan.units import MIB, ceil_div, round_up
-
-#: stage3.py _constant_buffered_norm2: the norm of an offloaded gradient is taken in parts of this size.
-NORM_PART_ELEMENTS = 250_000_000
-
-#: swap_tensor/utils.py MIN_AIO_BYTES: smaller tensors are not written to NVMe.
-MIN_SWAP_BYTES = MIB
+from dsplan.optimizers import Optimizer, backup_optimizer, device_optimizer, host_optimizer
+from dsplan.units import ceil_div, round_up
 
 
-class Stage3(Engine):
+class Stage3(Stage3Gradients):
     """Every rank is alike: each parameter is cut into N parts of ⌈n/N⌉ elements."""
 
     follows_modules = True
+    #: Whether the step's temporaries on the host count: has_overflow's of the whole gradient partition, and the cast of
+    #: the updated parameters on their way to the device. Older releases made them smaller.
+    counts_host_temporaries = True
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         zero = run.plan.zero
-        self.zero = zero
-        self.swaps_optimizer = zero.offload_optimizer.device == "nvme"
         self.swaps_parameters = zero.offload_param.device == "nvme"
-        self.parts = [ceil_div(numel, run.world_size) for numel in self.sizes]
         self.total = sum(self.parts)
-        self.offload = zero.offloads_optimizer
         self.offload_param = zero.offloads_parameters
         self.sub_groups = _sub_groups(self.parts, zero.sub_group_size)
         on_device = (
@@ -50,9 +43,11 @@ class Stage3(Engine):
         self._step_index = 0
         self._pass_index = 0
         self._changes: Iterator[Change] = iter(())  # of the pass under way, a hook each
-        self._bucket: list[int] = []
-        self._bucket_elements = 0
-        self._unswapped_parts: list[int] = []  # small fp32 gradients that stay on the device until the step
+        self._position = 0  # of the next hook
+        # Weights that autograd alone holds: where each goes, of how many bytes, and what has gone before that.
+        self._saved: dict[int, int] = {}
+        self._saved_bytes: dict[int, int] = {}
+        self._forgotten: dict[int, int] = {}
 
     # Initialisation.
 
@@ -67,11 +62,11 @@ class Stage3(Engine):
         self._initial_gradients()
         ledger.moment = "gradient buffers"
         if self.zero.contiguous_gradients:
-            ledger.alloc(buffers.REDUCE_BUCKET, e * self.zero.reduce_bucket_size)
+            ledger.alloc(buffers.REDUCE_BUCKET, self.c * self.zero.reduce_bucket_size)
         if self.offload:
-            self.pin(states.HOST_GRADIENT_PARTITION, e * self.total, pinned=self.zero.offload_optimizer.pin_memory)
+            self.pin(states.HOST_GRADIENT_PARTITION, self.g * self.total, pinned=self.zero.offload_optimizer.pin_memory)
         else:
-            ledger.alloc(states.GRADIENT_PARTITION, e * self.total)
+            ledger.alloc(states.GRADIENT_PARTITION, self.g * self.total)
         # create_reduce_and_remove_grad_hooks gathers and releases each parameter once.
         ledger.moment = "hooking each parameter"
         largest = max(round_up(numel, self.run.world_size) for numel in self.sizes)
@@ -92,21 +87,37 @@ class Stage3(Engine):
         for name, group in groupby(names, key=lambda n: n.rpartition(".")[0]):
             members = list(range(index, index + len(list(group))))
             index = members[-1] + 1
-            for i in members:
-                self._construct(buffers.GATHERED, self.sizes[i])
-            for i in members:
-                if self._swapped(e * self.parts[i]):
-                    pass  # written to the file system through the buffers
-                elif host:
-                    self.pin(_HOST_PARTITION, e * self.parts[i], pinned=self.zero.offload_param.pin_memory)
-                else:
-                    ledger.alloc(states.PARTITIONED_PARAMETERS, e * self.parts[i])
-                ledger.free(buffers.GATHERED, e * self.sizes[i])
+            self._construct_and_partition([self.sizes[i] for i in members])
             if name.endswith("attn.c_proj") and model.has_mask_buffer:
                 mask = model.max_position_embeddings**2
                 self._construct(buffers.GATHERED, mask)  # torch.ones, from which torch.tril makes the mask
                 ledger.alloc(states.BUFFERS, e * mask)
                 ledger.free(buffers.GATHERED, e * mask)
+
+        if self.tied_elements:  # a head with a weight of its own, which goes once it is tied
+            self._construct_and_partition([self.tied_elements])
+            part = e * ceil_div(self.tied_elements, self.run.world_size)
+            if self._swapped(part):
+                pass
+            elif host:
+                ledger.free(self.placed(_HOST_PARTITION, pinned=self.zero.offload_param.pin_memory), part)
+            else:
+                ledger.free(states.PARTITIONED_PARAMETERS, part)
+
+    def _construct_and_partition(self, sizes: list[int]) -> None:
+        """zero.Init, _post_init_method: the parameters of one submodule, of which the rank's parts stay."""
+        ledger, e = self.ledger, self.e
+        for numel in sizes:
+            self._construct(buffers.GATHERED, numel)
+        for numel in sizes:
+            part = e * ceil_div(numel, self.run.world_size)
+            if self._swapped(part):
+                pass  # written to the file system through the buffers
+            elif self.offload_param:
+                self.pin(_HOST_PARTITION, part, pinned=self.zero.offload_param.pin_memory)
+            else:
+                ledger.alloc(states.PARTITIONED_PARAMETERS, part)
+            ledger.free(buffers.GATHERED, e * numel)
 
     def _swapped(self, size: int) -> bool:
         """swappable_tensor: files hold what is at least 1 MiB."""
@@ -160,6 +171,8 @@ class Stage3(Engine):
             if on_device:
                 cast, master = buffers.CAST, states.MASTER
                 casts = e != 4 or self.offload_param
+                if e != 4 and self.offload_param and not self.run.kernels.one_pool:
+                    ledger.temporary(states.HOST_TRANSIENT, 4 * elements)  # cast before it goes to the device
             else:
                 cast, master = states.HOST_TRANSIENT, states.HOST_MASTER_PAGEABLE
                 casts = e != 4 or (from_device and not self.run.kernels.one_pool)
@@ -204,10 +217,30 @@ class Stage3(Engine):
         return self.gathers[self._step_index]
 
     def begin_forward(self) -> None:
-        self._changes = iter(self._gathering.passes[self._pass_index].changes)
+        one = self._gathering.passes[self._pass_index]
+        self._changes = iter(one.changes)
+        self._position = 0
+        self._saved = {parameter: position for position, parameters, _ in one.forgotten for parameter in parameters}
+        self._saved_bytes = {position: size for position, _, size in one.forgotten}
+
+    def gradient(self, index: int) -> None:
+        if self._saved:
+            self._forget_weights(index)
+        super().gradient(index)
+
+    def _forget_weights(self, index: int) -> None:
+        """A module's first gradient: what its nodes had saved is gone."""
+        position = self._saved.get(index, -1)
+        size = self._saved_bytes.pop(position, 0) if position >= self._position else 0
+        if size:
+            self._gathered(0, -size)
+            self._forgotten[position] = size
 
     def module(self, kind: int) -> None:  # noqa: ARG002  # hooks come in the order of the trace
         rise, net = next(self._changes)
+        if self._saved:
+            net += self._forgotten.pop(self._position, 0)
+            self._position += 1
         if rise or net:
             self._gathered(rise, net)
 
@@ -218,63 +251,6 @@ class Stage3(Engine):
         else:
             self.ledger.rise_and_settle(rise, net)
 
-    def gradient(self, index: int) -> None:
-        """reduce_independent_p_g_buckets_and_remove_grads."""
-        numel, limit = self.sizes[index], self.zero.reduce_bucket_size
-        if self.ledger.detailed:
-            self.ledger.move(PARAMETER_GRADIENT, states.GRADIENTS, self.e * numel)
-        if self._bucket and self._bucket_elements + numel > limit:
-            self._reduce_bucket()
-        if self.zero.contiguous_gradients and self._bucket_elements + numel <= limit:
-            self.ledger.free(states.GRADIENTS, self.e * numel)
-        self._bucket.append(index)
-        self._bucket_elements += numel
-
-    def _reduce_bucket(self) -> None:
-        """__reduce_and_partition_ipg_grads."""
-        ledger, e = self.ledger, self.e
-        bucket, self._bucket = self._bucket, []
-        elements, self._bucket_elements = self._bucket_elements, 0
-        if not bucket:
-            return
-        in_bucket = self.zero.contiguous_gradients and elements <= self.zero.reduce_bucket_size
-        scatters = self.zero.reduce_scatter or not in_bucket
-        world = self.run.world_size
-        flat = e * sum(self.parts[i] * world for i in bucket)
-        copied = scatters and not (len(bucket) == 1 and self.sizes[bucket[0]] % world == 0)
-        if copied:
-            ledger.alloc(buffers.SCATTER_COPY, flat)
-        if self.offload:
-            self._to_host(bucket)
-        if not in_bucket:
-            ledger.free_many(states.GRADIENTS, (e * self.sizes[i] for i in bucket))
-        if copied:
-            ledger.free(buffers.SCATTER_COPY, flat)
-
-    def _to_host(self, bucket: list[int]) -> None:
-        """partition_grads: each partition returns to the device for its norm and its cast."""
-        ledger, e = self.ledger, self.e
-        one_pool = self.run.kernels.one_pool
-        for index in bucket:
-            part = self.parts[index]
-            if not one_pool:
-                ledger.alloc(buffers.GPU_STAGING, e * part)
-            if self.boundary:
-                ledger.temporary(buffers.NORM, 8 * min(part, NORM_PART_ELEMENTS))
-                if self.swaps_optimizer:
-                    ledger.alloc(buffers.OFFLOAD_CAST, 4 * part)
-                elif e != 4:
-                    ledger.temporary(buffers.OFFLOAD_CAST, 4 * part)
-            if not one_pool:
-                ledger.free(buffers.GPU_STAGING, e * part)
-        if self.swaps_optimizer and self.boundary:
-            # _swap_out_offload_fp32_gradients writes the large ones; the small ones wait on the device.
-            for index in bucket:
-                if 4 * self.parts[index] >= MIN_SWAP_BYTES:
-                    ledger.free(buffers.OFFLOAD_CAST, 4 * self.parts[index])
-                else:
-                    self._unswapped_parts.append(index)
-
     def end_backward(self, *, boundary: bool) -> None:  # noqa: ARG002
         self.ledger.moment = "end of backward, gradient reduction"
         self._reduce_bucket()
@@ -284,16 +260,17 @@ class Stage3(Engine):
     # Step.
 
     def step(self, *, first: bool) -> None:
-        ledger, e = self.ledger, self.e
+        ledger = self.ledger
         gathering = self._gathering
         ledger.moment = "releasing the gathered parameters"
         self._gathered(0, gathering.released)
+        if self.run.plan.workload.precision == "fp16" and (self.counts_host_temporaries or not self.offload):
+            ledger.moment = "overflow check"
+            check = states.HOST_OVERFLOW if self.offload else buffers.OVERFLOW
+            ledger.alloc(check, self.g * self.total)
+            ledger.temporary(check, self.total)
+            ledger.free(check, self.g * self.total)
         if not self.offload:
-            if self.run.plan.workload.precision == "fp16":
-                ledger.moment = "overflow check"
-                ledger.alloc(buffers.OVERFLOW, e * self.total)
-                ledger.temporary(buffers.OVERFLOW, self.total)
-                ledger.free(buffers.OVERFLOW, e * self.total)
             ledger.moment = "gradient norm"
             ledger.temporary(buffers.NORM, 8 * max(self.parts))
         ledger.moment = "optimizer update"
@@ -310,19 +287,24 @@ class Stage3(Engine):
         elements = sum(self.parts[i] for i in group)
         if on_device:
             self._update_on_device(elements, flattens=len(group) > 1, first=first)
-        elif self.swaps_optimizer:
-            if first:  # the moments exist in memory until they are swapped out for the first time
-                for _ in range(host_optimizer(self.run.plan).num_states):
-                    self.ledger.temporary(states.HOST_STATES, 4 * elements)
-        elif first:
-            self._states(states.HOST_STATES, host_optimizer(self.run.plan), elements)
+            return
+        ledger, optimizer = self.ledger, host_optimizer(self.run.plan)
+        swapped = [4 * elements] * (optimizer.num_states if first and self.swaps_optimizer else 0)
+        if first and not self.swaps_optimizer:
+            self._states(states.HOST_STATES, optimizer, elements)
+        ledger.alloc_many(states.HOST_STATES, swapped)  # in memory until they are swapped out for the first time
+        casts = self.counts_host_temporaries and self.e != 4 and not self.offload_param
+        if casts and not self.run.kernels.one_pool:
+            # _reassign_or_swap_out_partitioned_parameters: what goes to the device is cast on the host first.
+            ledger.temporary(states.HOST_CAST, self.e * elements)
+        ledger.free_many(states.HOST_STATES, swapped)
 
     def _update_on_device(self, elements: int, *, flattens: bool, first: bool) -> None:
         """_prepare_fp32_grad_for_sub_group flattens (one tensor is a view), then casts (fp32 needs no cast)."""
-        ledger, e = self.ledger, self.e
-        optimizer = device_optimizer(self.run.plan)
-        copies = not self.offload and (e != 4 or flattens)
-        flat = e * elements if copies and e != 4 and flattens else 0
+        ledger, g = self.ledger, self.g
+        optimizer = backup_optimizer() if self.offload else device_optimizer(self.run.plan)
+        copies = not self.offload and (g != 4 or flattens)
+        flat = g * elements if copies and g != 4 and flattens else 0
         ledger.alloc(buffers.FLAT_GRADIENT, flat)
         if copies:
             ledger.alloc(buffers.STEP_GRADIENT, 4 * elements)

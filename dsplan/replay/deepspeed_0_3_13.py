@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dsplan import buffers, states
 from dsplan.engine.base import Run
-from dsplan.engine.stage3 import NORM_PART_ELEMENTS, Stage3, _sub_groups
+from dsplan.engine.stage3 import Stage3, _sub_groups
+from dsplan.engine.stage3_gradients import NORM_PART_ELEMENTS
 from dsplan.ledger import Term
 from dsplan.optimizers import device_optimizer
 from dsplan.replay.gathering_0_3_13 import old_gather_steps

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from dsplan.estimate import DOES_NOT_FIT, INIT, HostEstimate, _device, _judge
+from dsplan.estimate import DOES_NOT_FIT, HostEstimate, _device, _judge
 from dsplan.hardware import Cluster
 from dsplan.kernels import kernels_of
-from dsplan.ledger import PhaseMemory
 from dsplan.model import ModelShape
 from dsplan.overhead import PROCESS_HOST_BYTES
 from dsplan.plan import Plan
-from dsplan.replay.walking import walk_as
-from dsplan.walk import WalkResult, walk
+from dsplan.replay.walking import walk_as, walk_without_host_temporaries
+from dsplan.walk import capacity_of, walk
 
-STAGES_THAT_FLATTEN = (1, 2)
+PARTITIONS_EVERYTHING = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +43,13 @@ def fit(model: ModelShape, plan: Plan, cluster: Cluster) -> Fit:
     assert accelerator is not None
     assert accelerator.usable_bytes is not None
     kernels = kernels_of(accelerator)
-    walked = (walk_as if plan.ddp else walk)(model, plan, cluster.world_size, kernels)
-    if plan.zero.stage in STAGES_THAT_FLATTEN:
-        walked = _flattened_on_the_host(walked)
+    if plan.ddp:
+        walked = walk_as(model, plan, cluster.world_size, kernels)
+    elif plan.zero.stage == PARTITIONS_EVERYTHING:  # on whose device nothing depends on the capacity
+        walked = walk_without_host_temporaries(model, plan, cluster.world_size, kernels)
+    else:
+        capacity = capacity_of(accelerator, cluster.world_size)
+        walked = walk(model, plan, cluster.world_size, kernels, capacity_bytes=capacity)
     device = _device(model, plan, walked, cluster)
     host = HostEstimate(
         pinned_bytes=walked.pinned_bytes,
@@ -61,15 +64,3 @@ def fit(model: ModelShape, plan: Plan, cluster: Cluster) -> Fit:
         usable_bytes=accelerator.usable_bytes,
         host_bytes=host.bytes_per_node,
     )
-
-
-def _flattened_on_the_host(walked: WalkResult) -> WalkResult:
-    """Where the device has no room for a second copy of the model, stages 1 and 2 flatten it on the host.
-
-    stage_1_and_2.py, DeepSpeedZeroOptimizer.__init__: ``flatten_on_accelerator``. The copy is then no reason not to
-    fit, so the initialisation counts with the level that it leaves.
-    """
-    init, *steps = walked.steps
-    level = init.phases[INIT].level_bytes
-    moved = replace(init, phases={INIT: PhaseMemory(level_bytes=level, peak_bytes=level, peak_moment="end")})
-    return replace(walked, steps=(moved, *steps))

@@ -78,6 +78,7 @@ def _cluster(cluster: Cluster) -> dict[str, Any]:
         "num_nodes": cluster.num_nodes,
         "world_size": cluster.world_size,
         "host_memory_bytes": cluster.host_memory_bytes,
+        "allocator": cluster.allocator,
     }
 
 
@@ -95,13 +96,42 @@ def _plan(row: PlanEstimate, estimate: Estimate) -> dict[str, Any]:
         },
         "verdict": row.verdict,
         "reason": row.reason,
+        "judged_by": row.judged_by,
         "headroom_bytes": row.headroom_bytes,
+        "headroom_percent": _percent(row),
+        "allocator": _allocator(row),
+        "remedies": [
+            {"change": remedy.change, "saved_bytes": remedy.saved_bytes, "verdict": remedy.verdict}
+            for remedy in row.remedies
+        ],
         "fits_on": list(row.fits_on),
         "max_micro_batch_size": row.max_micro_batch_size,
+        "max_sequence_length": row.max_sequence_length,
     }
     if row.terms:
         document["terms"] = [asdict(term) for term in row.terms]
     return document
+
+
+def _percent(row: PlanEstimate) -> float | None:
+    """The headroom as a share of what the device offers to torch's allocator."""
+    if row.pressed is None or row.headroom_bytes is None or row.pressed.offered_bytes <= 0:
+        return None
+    return round(100 * row.headroom_bytes / row.pressed.offered_bytes, 2)
+
+
+def _allocator(row: PlanEstimate) -> dict[str, Any] | None:
+    pressed = row.pressed
+    if pressed is None:
+        return None
+    moment = pressed.moment
+    return {
+        "offered_bytes": pressed.offered_bytes,
+        "reserved_bytes": pressed.reserved_bytes,
+        "reserved_bound_bytes": pressed.reserved_bound_bytes,
+        "least_bytes": pressed.least_bytes,
+        "dies_in": None if moment is None else {"step": moment.step, "phase": moment.phase, "moment": moment.moment},
+    }
 
 
 def _device(device: DeviceEstimate) -> dict[str, Any]:

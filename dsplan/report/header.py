@@ -58,7 +58,9 @@ def _machine(cluster: Cluster) -> str:
         name = f"{device.label} of {format_bytes(device.memory_bytes)}"
     host = cluster.host_memory_bytes
     memory = "unknown (--host-memory)" if host is None else f"{format_bytes(host)} per node"
-    return f"Machine: {_count(cluster.num_nodes, 'node')} with {cluster.gpus_per_node} x {name}; CPU memory {memory}."
+    allocator = f" PYTORCH_CUDA_ALLOC_CONF={cluster.allocator}." if cluster.allocator else ""
+    nodes = _count(cluster.num_nodes, "node")
+    return f"Machine: {nodes} with {cluster.gpus_per_node} x {name}; CPU memory {memory}.{allocator}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dsplan.estimate import DOES_NOT_FIT, FITS, TIGHT, DeviceEstimate, Estimate, PlanEstimate
+from dsplan.estimate import BY_DRY_RUN, DOES_NOT_FIT, FITS, TIGHT, DeviceEstimate, Estimate, PlanEstimate
+from dsplan.ledger import DEVICE
 from dsplan.report.header import filled_lines, header_lines
 from dsplan.units import GIB, format_bytes
 
@@ -36,6 +37,41 @@ def print_estimate(
         console.print(cards_table(estimate))
         console.print()
     console.print(_conclusion(estimate), style="bold")
+    for row in estimate.plans:
+        if len(estimate.plans) == 1 or row.judged_by == BY_DRY_RUN:
+            for line in verdict_lines(row):
+                console.print(line)
+
+
+def verdict_lines(row: PlanEstimate) -> list[str]:
+    """What the verdict of one plan rests on, and what would help it."""
+    pressed, device, lines = row.pressed, row.device, []
+    if row.judged_by == BY_DRY_RUN:
+        lines.append("Judged by a dry run of the real engine, with the device's memory.")
+    if pressed is not None and pressed.reserved_bytes is not None and pressed.reserved_bound_bytes is not None:
+        shown = pressed.reserved_bytes + device.overhead_bytes
+        lines.append(
+            f"Allocated {format_bytes(device.peak_bytes)}; reserved {format_bytes(pressed.reserved_bytes)} where there "
+            f"is room, at most {format_bytes(pressed.reserved_bound_bytes)}; device {format_bytes(shown)}."
+        )
+    if pressed is not None and pressed.least_bytes is not None:
+        lines.append(
+            f"It lives with {format_bytes(pressed.least_bytes)} for torch's allocator, which the device offers "
+            f"{format_bytes(pressed.offered_bytes)}."
+        )
+    if row.max_sequence_length is not None:
+        lines.append(f"Longest sequence that fits: {row.max_sequence_length} tokens.")
+    if row.verdict == DOES_NOT_FIT and row.terms:
+        largest = [term for term in row.terms if term.place == DEVICE][:3]
+        names = ", ".join(f"{term.name} {format_bytes(term.size_bytes)}" for term in largest)
+        lines.append(f"Most of the peak: {names}.")
+    for remedy in row.remedies:
+        lines.append(f"  {remedy.change}: needs {format_bytes(remedy.saved_bytes)} less, {_ends(remedy.verdict)}")
+    return lines
+
+
+def _ends(verdict: str) -> str:
+    return {FITS: "then it fits", TIGHT: "then it is tight"}.get(verdict, "and still does not fit")
 
 
 def comparison_table(estimate: Estimate, *, wide: bool) -> Table:

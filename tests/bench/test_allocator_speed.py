@@ -9,6 +9,8 @@ import pytest
 
 from dsplan.allocator import CachingAllocator, PinnedAllocator, parse_settings
 
+pytestmark = pytest.mark.timing
+
 PAIRS = 10_000
 SIZES = (512, 4096, 65_536, 1 << 20, 3 << 20, 12 << 20, 100 << 20)
 

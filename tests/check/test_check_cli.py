@@ -168,6 +168,7 @@ def test_a_check_imports_nothing_heavy() -> None:
     assert imported.isdisjoint(HEAVY)
 
 
+@pytest.mark.timing
 def test_a_check_answers_in_0_3_seconds() -> None:
     """Processor time, best of five: what else runs on the machine does not count."""
     best = float("inf")

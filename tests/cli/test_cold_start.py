@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.timing
+
 ROOT = Path(__file__).parents[2]
 COMMAND = ("estimate", "--params", "45B", "--gpus", "8")
 #: Planning needs none of these; each costs more than the estimate, or is not installed with the base package.

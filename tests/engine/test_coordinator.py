@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsplan.engine.coordinator import Change, Coordinator, Mark, persistent_parameters
-from dsplan.engine.gathering import GatherStep, _marks, gather_steps
+from dsplan.engine.gathering import GatherStep, _marks, gather_steps, marks_and_saving
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
 from dsplan.partition import parameter_sizes
@@ -206,12 +206,12 @@ def test_further_steps_repeat_the_last_one(
     model: ModelShape, zero: ZeroConfig, world_size: int, workload: Workload
 ) -> None:
     found = steps(model, zero, world_size, workload)
-    marks = _marks(model, workload, EXACT)
+    marks, saving = marks_and_saving(model, workload, EXACT, saves_weights=not zero.memory_efficient_linear)
     made = Coordinator(model, zero, world_size, E, EXACT)
     for number in range(len(found) + 3):
         expected = found[min(number, len(found) - 1)]
         for one in expected.passes:
-            assert tuple(made.run(marks)) == one.changes
+            assert tuple(made.run(marks, saving)) == one.changes
             assert made.leftovers() == one.leftovers
         assert made.partition_all() == expected.released
         assert made.gather_persistent() == expected.persistent
@@ -241,3 +241,48 @@ def test_hooks_come_in_pairs_and_cover_every_parameter(kind: str) -> None:
     assert entered.count("lm_head") == 1
     owned = {parameter for _, module in marks for parameter in module.parameters}
     assert owned == set(range(len(model.parameters)))
+
+
+def held_at_the_turn(model: ModelShape, zero: ZeroConfig, kind: str) -> tuple[int, int]:
+    """Gathered bytes when the loss is there, and the highest level of the backward pass over its start."""
+    workload = replace(WORKLOAD, activation_checkpointing=kind)
+    marks, saving = marks_and_saving(model, workload, EXACT, saves_weights=not zero.memory_efficient_linear)
+    changes = Coordinator(model, zero, 2, E, EXACT).run(marks, saving)
+    turn = next(position for position, (mark, _) in enumerate(marks) if mark == ENTER_BACKWARD)
+    found = levels(changes)
+    return found[turn - 1], max(found[turn:]) - found[turn - 1]
+
+
+def test_torch_s_linear_layer_keeps_gathered_weights_until_its_backward() -> None:
+    model = shape()
+    assert held_at_the_turn(model, NOTHING, "none")[0] == 0
+    weights = [p.numel for p in model.parameters if len(p.shape) == 2 and not p.name.startswith("transformer.w")]
+    kept = replace(NOTHING, memory_efficient_linear=False)
+    head = model.vocab_size * model.hidden_size
+    assert held_at_the_turn(model, kept, "none")[0] == E * sum(weights)
+    # A checkpointed block saves nothing in its first run.
+    assert held_at_the_turn(model, kept, "torch")[0] == held_at_the_turn(model, kept, "deepspeed")[0] == E * head
+
+
+def test_torch_s_checkpoint_keeps_what_its_second_run_saves() -> None:
+    """Its saved tensors are detached ones, whose storage a release does not take (``_recomputation_hook``)."""
+    model = shape(num_layers=1, hidden_size=64, vocab_size=8)
+    torch, deepspeed = (held_at_the_turn(model, NOTHING, kind)[1] for kind in ("torch", "deepspeed"))
+    block = E * sum(parameter.numel for parameter in model.block_parameters)
+    assert torch >= block > deepspeed
+
+
+@settings(max_examples=40, deadline=None)
+@given(small_shapes(), zeros, st.integers(1, 9), workloads, st.booleans())
+def test_autograd_keeps_nothing_after_the_backward(
+    model: ModelShape, zero: ZeroConfig, world_size: int, workload: Workload, own_linear: bool
+) -> None:
+    zero = replace(zero, memory_efficient_linear=own_linear)
+    marks, saving = marks_and_saving(model, workload, EXACT, saves_weights=not own_linear)
+    made = Coordinator(model, zero, world_size, E, EXACT)
+    for _ in range(3):
+        made.run(marks, saving)
+        made.leftovers()
+        assert made.detached == {}
+    made.partition_all()
+    assert made.level == 0

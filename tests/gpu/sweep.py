@@ -19,7 +19,11 @@ from typing import Any
 
 from dsplan.dsconfig.emit import emit
 from dsplan.hardware import Cluster
-from tests.gpu.cases import SETS, Case
+from tests.gpu.cases import SETS as MINGPT_SETS
+from tests.gpu.cases import Case
+from tests.gpu.hf_cases import HF
+
+SETS = {**MINGPT_SETS, "HF": HF}
 
 
 @dataclass

@@ -1,15 +1,24 @@
-"""A grid, and what differs: ``python -m tests.oracle [--count N] [--seed S] [--jobs J] [--only NAME ...]``."""
+"""A grid, and what differs: ``python -m tests.oracle [--count N] [--seed S] [--jobs J] [--only NAME ...]``.
+
+With ``--keep FILE`` what was found is kept, a line for each configuration, and what is there already is not run again;
+``--report PAGE`` writes the page from it. A configuration takes 2 to 20 s of one core.
+"""
 
 from __future__ import annotations
 
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
 
 from tests.dry_runs import dry_runs
 from tests.oracle.compare import Difference, difference, specification
 from tests.oracle.grid import Case, cases
+from tests.oracle.kept import Kept, kept_of, read_kept, write_kept
+from tests.oracle.report import report
 
 SHOWN = 25
 
@@ -27,8 +36,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--report", type=Path)
     options = parser.parse_args()
+    if options.report and not options.keep:
+        parser.error("--report: needs --keep, from which it is written")
     wanted = [case for case in cases(options.count, options.seed) if not options.only or case.name in options.only]
+    if options.keep:
+        return _keep(wanted, options)
     found: list[Difference] = []
     for case, result in run(wanted, options.jobs):
         if isinstance(result, str):
@@ -53,13 +68,56 @@ def main() -> int:
     return 0
 
 
+def _keep(wanted: Sequence[Case], options: argparse.Namespace) -> int:
+    """The slow lane: what is kept grows with every configuration, and is put in the grid's order at the end."""
+    kept = {each.name: each for each in read_kept(options.keep)}
+    missing = [case for case in wanted if case.name not in kept]
+    failed: list[str] = []
+    started = time.monotonic()
+    for number, (case, each) in enumerate(_one_by_one(missing, options.jobs), start=1):
+        if isinstance(each, str):
+            failed.append(f"{case.name}: {describe(case)}: {each.strip().splitlines()[-1][:200]}")
+        else:
+            kept[case.name] = each
+            write_kept(options.keep, kept.values())
+        sys.stderr.write(f"[{number}/{len(missing)}] {time.monotonic() - started:.0f} s {case.name}\n")
+    ordered = [kept[case.name] for case in wanted if case.name in kept]
+    write_kept(options.keep, ordered)
+    if options.report and ordered:
+        options.report.write_text(report(ordered, options.count, options.seed, failed), encoding="utf-8")
+    return 1 if failed else 0
+
+
+def _one_by_one(wanted: Sequence[Case], jobs: int) -> Iterator[tuple[Case, Kept | str]]:
+    """As :func:`run`, a few at a time: a server of dry runs answers when it has done all that it was given."""
+    today = datetime.now(timezone.utc).date().isoformat()
+    for start in range(0, len(wanted), BATCH):
+        batch = {case.name: case for case in wanted[start : start + BATCH]}
+        for name, found in dry_runs({name: specification(case) for name, case in batch.items()}, jobs=jobs):
+            case = batch[name]
+            if isinstance(found, str):
+                yield case, found
+            else:
+                yield case, kept_of(difference(case, found), describe(case), _versions(found), today)
+
+
+def _versions(record: dict[str, object]) -> dict[str, str]:
+    versions = record["versions"]
+    assert isinstance(versions, dict)
+    return {name: str(versions[name]) for name in ("torch", "deepspeed")}
+
+
+#: Configurations that are run before what was found of them is kept.
+BATCH = 20
+
+
 def line(each: Difference) -> str:
     worst = each.worst
-    share = 100 * worst.peak_error / worst.found_peak
     return (
-        f"{each.case.name:8s} peak {each.error_percent:+.3f} % worst phase {share:+.3f} % ({worst.peak_error:+,d} in "
-        f"{worst.step} {worst.phase}) unsplit {100 * each.unsplit_bytes / each.found_peak:.2f} % "
-        f"pinned {each.predicted_pinned - each.found_pinned:+,d} | {describe(each.case)} rank {each.rank}"
+        f"{each.case.name:8s} peak {each.error_percent:+.3f} % worst phase {worst.error_percent:+.3f} % "
+        f"({worst.peak_error:+,d} in {worst.step} {worst.phase}) allocated {each.allocated_error_percent:+.2f} % "
+        f"pinned {each.predicted_pinned - each.found_pinned:+,d} pageable "
+        f"{each.predicted_pageable - each.found_pageable:+,d} | {describe(each.case)} rank {each.rank}"
     )
 
 
@@ -69,12 +127,20 @@ def describe(case: Case) -> str:
     offload = "".join(
         letter for letter, there in (("o", zero.offloads_optimizer), ("p", zero.offloads_parameters)) if there
     )
+    flags = [
+        (zero.offload_optimizer.device == "nvme", "nvme"),
+        (zero.offload_optimizer.ratio < 1, f"ratio {zero.offload_optimizer.ratio}"),
+        (workload.grad_accum_dtype is not None, f"grads-{workload.grad_accum_dtype}"),
+        (workload.communication_data_type is not None, f"comm-{workload.communication_data_type}"),
+        (not zero.memory_efficient_linear, "torch-linear"),
+        (model.tie_word_embeddings, "tied"),
+    ]
     return (
         f"z{zero.stage}{offload} n{case.world_size} {workload.precision} {workload.optimizer}"
         f"{' torch' if case.plan.torch_adam else ''} gas{workload.gradient_accumulation_steps} "
         f"ckpt-{workload.activation_checkpointing} L{model.num_layers} h{model.hidden_size} "
         f"a{model.num_attention_heads} V{model.vocab_size} b{workload.micro_batch_size} s{workload.sequence_length} "
-        f"{model.attention} {model.activation} p{model.dropout}{' tied' if model.tie_word_embeddings else ''}"
+        f"{model.attention} {model.activation} p{model.dropout}" + "".join(f" {text}" for there, text in flags if there)
     )
 
 

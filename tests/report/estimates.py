@@ -48,6 +48,8 @@ def estimate(
     *,
     explain: bool = False,
     ladder: bool = True,
+    closely: bool = False,
+    exactly: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Estimate:
     """An estimate in which every plan takes 10 GiB less than the one before, from 90 GiB on, and 10 at least."""

@@ -27,7 +27,7 @@ def spec(ranks: int = 1) -> RunSpec:
 def use_small_launcher(patch: pytest.MonkeyPatch) -> None:
     """Start the ranks with tests.runner.children.launcher in the place of DeepSpeed's, which imports torch twice."""
 
-    def command(spec: RunSpec, output_dir: Path, module: str) -> list[str]:
+    def command(spec: RunSpec, output_dir: Path, module: str, _port: int) -> list[str]:
         launcher = [sys.executable, "-m", f"{CHILDREN}.launcher", str(spec.gpus)]
         return [*launcher, "runner.child", module, str(output_dir / "spec.json"), str(output_dir)]
 

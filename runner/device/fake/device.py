@@ -152,7 +152,8 @@ class FakeDevice:
         """Device memory outside the allocator by now: what a pass loads is there from its end on."""
         model, config = self._spec.model, self._spec.ds_config
         stage3 = config.get("zero_optimization", {}).get("stage") == 3
-        flash = model.get("attention") == "sdpa" and self._kernels.fused_attention == FLASH
+        attention = model.get("attention", model.get("attn_implementation"))
+        flash = attention == "sdpa" and self._kernels.fused_attention == FLASH
         fp16 = bool(config.get("fp16", {}).get("enabled"))
         total = device_overhead(
             self._target,

@@ -8,7 +8,10 @@ from types import FrameType
 AUTOGRAD = ("autograd", "autograd")
 
 #: Packages that ask for memory on their own account, by where their files lie.
-_OWNERS = ("deepspeed/", "mingpt/", "torch/optim/", "torch/utils/checkpoint.py", "runner/train.py", "tests/")
+_OWNERS = (
+    *("deepspeed/", "mingpt/", "transformers/models/", "transformers/integrations/", "transformers/loss/"),
+    *("torch/optim/", "torch/utils/checkpoint.py", "runner/train.py", "tests/"),
+)
 #: Files of theirs that only pass a request on.
 _MESSENGERS = ("deepspeed/utils/nvtx.py", "deepspeed/comm/", "deepspeed/accelerator/", "runner/device/fake/")
 

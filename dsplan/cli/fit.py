@@ -1,0 +1,56 @@
+"""``dsplan fit``: the largest model, micro batch or sequence that fits, for each strategy."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated
+
+import typer
+
+from dsplan.cli.inputs import read_inputs
+from dsplan.cli.options import JsonOption, MachineOptions, ModelOptions, WorkloadOptions
+from dsplan.cli.progress import progress
+
+
+def fit(
+    *,
+    model: ModelOptions,
+    workload: WorkloadOptions,
+    machine: MachineOptions,
+    what: Annotated[
+        str,
+        typer.Option(
+            "--what", metavar="NAME", help="model (the family of --model grows in depth), micro-batch or sequence."
+        ),
+    ] = "model",
+    ddp: Annotated[bool, typer.Option("--ddp/--no-ddp", help="Also torch's DDP, to compare with.")] = True,
+    closely: Annotated[
+        bool, typer.Option("--closely", help="Replay the allocator where its fragmentation decides; takes longer.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how large a model, micro batch or sequence fits on the machines, for each strategy."""
+    from dsplan.errors import InputError, choice
+    from dsplan.report.fit import fit_document, print_fit
+    from dsplan.search.fit import WHAT, largest
+    from dsplan.strategies import ddp_plans
+
+    what = choice("--what", what, WHAT)
+    inputs = read_inputs(model, workload, machine)
+    plans = inputs.plans
+    if machine.nvme_path is None:
+        plans = tuple(plan for plan in plans if plan.zero.offload_optimizer.device != "nvme")
+    if ddp and inputs.model.decoder is None:
+        with contextlib.suppress(InputError):  # torch has no such optimizer
+            kept = ddp_plans(plans[0].workload)
+            plans = (*(kept[:1] if workload.activation_checkpointing == "none" else kept), *plans)
+    with progress("Fitting") as advance:
+        rows = largest(what, inputs.model, plans, inputs.cluster, closely=closely, on_progress=advance)
+    if as_json:
+        from dsplan.report.console import print_document
+
+        print_document(fit_document(what, inputs.model, inputs.cluster, rows))
+        return
+    from dsplan.report.console import stdout_console
+
+    print_fit(stdout_console(), what, inputs.model, inputs.cluster, rows)

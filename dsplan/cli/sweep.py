@@ -1,0 +1,120 @@
+"""``dsplan sweep``: every strategy over GPUs, kinds of GPU, micro batches and sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsplan.cli.inputs import read_inputs
+from dsplan.cli.options import JsonOption, MachineOptions, ModelOptions, WorkloadOptions
+from dsplan.cli.progress import progress
+from dsplan.cli.timing_options import ProfileOption, read_profile_option
+from dsplan.errors import InputError
+
+_MOST = 100_000
+
+
+def sweep(
+    *,
+    model: ModelOptions,
+    workload: WorkloadOptions,
+    machine: MachineOptions,
+    gpu_counts: Annotated[
+        str | None, typer.Option("--gpu-counts", metavar="N,N", help="GPUs of a node: 1,2,4,8 (default: --gpus).")
+    ] = None,
+    gpu_types: Annotated[
+        str | None, typer.Option("--gpu-types", metavar="NAME,NAME", help="Catalogued devices (default: --gpu).")
+    ] = None,
+    micro_batch_sizes: Annotated[
+        str | None, typer.Option("--micro-batch-sizes", metavar="N,N", help="Default: --micro-batch-size.")
+    ] = None,
+    sequence_lengths: Annotated[
+        str | None, typer.Option("--seq-lens", metavar="N,N", help="Tokens of a sample (default: --seq-len).")
+    ] = None,
+    profile: ProfileOption = None,
+    times: Annotated[bool, typer.Option("--times/--no-times", help="Also compute step times.")] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help=".csv, .json or .svg; CSV is printed otherwise."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute memory, verdict and step time of every combination, as CSV, JSON or a picture."""
+    from dsplan.catalogue import accelerator
+    from dsplan.cli.flags import naming_flags
+    from dsplan.files import require_target, write_text
+    from dsplan.report.sweep import sweep_csv, sweep_document, sweep_picture
+    from dsplan.search import sweep as sweeper
+
+    if output is not None:
+        if output.suffix not in (".csv", ".json", ".svg"):
+            raise InputError(f"--output: {output} has the suffix {output.suffix!r}; allowed: .csv, .json, .svg")
+        require_target(output, force=force)
+    inputs = read_inputs(model, workload, machine)
+    first = inputs.plans[0].workload
+    given = inputs.cluster.accelerator
+    if gpu_types is None and given is None:
+        raise InputError("--gpu-types: no device was named; give some, such as a100-80gb,h100")
+    named = [name for name in (gpu_types or "").split(",") if name.strip()]
+    with naming_flags():
+        devices = [accelerator(name) for name in named] or ([given] if given is not None else [])
+    grid = {
+        "gpus": _numbers(gpu_counts, "--gpu-counts") or [inputs.cluster.gpus_per_node],
+        "micro_batch_sizes": _numbers(micro_batch_sizes, "--micro-batch-sizes") or [first.micro_batch_size],
+        "sequence_lengths": _numbers(sequence_lengths, "--seq-lens") or [first.sequence_length],
+    }
+    plans = inputs.plans
+    if machine.nvme_path is None:
+        plans = tuple(plan for plan in plans if plan.zero.offload_optimizer.device != "nvme")
+    count = len(devices) * len(plans)
+    for numbers in grid.values():
+        count *= len(numbers)
+    if count > _MOST:
+        raise InputError(f"sweep: {count:,} combinations are more than {_MOST:,}; ask for fewer")
+    with progress("Sweeping") as advance, naming_flags():
+        points = list(
+            sweeper.sweep(
+                inputs.model,
+                plans,
+                inputs.cluster,
+                accelerators=devices,
+                profile=read_profile_option(profile),
+                timed=times,
+                on_progress=advance,
+                **grid,
+            )
+        )
+    if output is not None:
+        import json
+
+        text = {
+            ".csv": lambda: sweep_csv(points),
+            ".json": lambda: json.dumps(sweep_document(inputs.model, points), indent=1) + "\n",
+            ".svg": lambda: sweep_picture(inputs.model, points),
+        }[output.suffix]()
+        write_text(output, text, force=force)
+        typer.echo(f"{len(points):,} plans in {output}")
+        return
+    if as_json:
+        from dsplan.report.console import print_document
+
+        print_document(sweep_document(inputs.model, points))
+        return
+    typer.echo(sweep_csv(points), nl=False)
+
+
+def _numbers(text: str | None, flag: str) -> list[int]:
+    """Whole numbers of at least 1, separated by commas."""
+    if text is None:
+        return []
+    found = []
+    for part in text.split(","):
+        if not part.strip().isdigit() or int(part) < 1:
+            raise InputError(
+                f"{flag}: {part.strip()!r} is not allowed; write whole numbers of at least 1, such as 1,2,4"
+            )
+        found.append(int(part))
+    return found

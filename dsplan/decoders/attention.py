@@ -1,0 +1,241 @@
+"""Attention as transformers calls it: queries, and keys and values of fewer heads, each from its own projection.
+
+Legend: e bytes of an element, b micro batch, s sequence, a heads of queries, k of keys and values, d head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsplan.attention import ACCUMULATOR, CONTEXT, LOG_SUM_EXP, RNG_STATE
+from dsplan.errors import InputError
+from dsplan.kernels import CPU_FLASH, EFFICIENT, FLASH
+from dsplan.ledger import Term
+from dsplan.operators import BACKWARD, WORKING, dropout
+from dsplan.tape import Storage, Tape, Tensor
+from dsplan.units import round_up
+
+REPEATED = Term("keys and values repeated", "e·b·a·s·d each", "integrations/sdpa_attention.py repeat_kv")
+SCORES = Term("attention probabilities", "e·b·a·s² (softmax: 4·b·a·s²)", "modeling_llama.py eager_attention_forward")
+SCORE_MASK = Term("attention dropout mask", "b·a·s²", "aten native_dropout")
+EXPANDED = Term("gradients of repeated keys and values", "e·b·a·s·d each", "flash_api.cpp mha_bwd dk_expanded")
+#: sdp_utils.cpp check_flash_attention_head_dim_size.
+LARGEST_FLASH_HEAD = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedShape:
+    """Sizes of one attention core in elements and counts; ``is_half``: in fp16."""
+
+    batch: int
+    length: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    element_bytes: int
+    is_half: bool = False
+    dropout: float = 0.0
+
+    @property
+    def queries(self) -> int:
+        """Bytes of q, and of the result: e·b·s·a·d."""
+        return self.element_bytes * self.batch * self.length * self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """Bytes of k, and of v: e·b·s·k·d."""
+        return self.element_bytes * self.batch * self.length * self.key_value_heads * self.head_size
+
+    @property
+    def num_scores(self) -> int:
+        return self.batch * self.heads * self.length**2
+
+    @property
+    def scores(self) -> int:
+        """Bytes of the scores in the model's type: e·b·a·s²."""
+        return self.element_bytes * self.num_scores
+
+    @property
+    def grouped(self) -> bool:
+        return self.heads != self.key_value_heads
+
+
+def fused(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tensor:
+    """``F.scaled_dot_product_attention(is_causal=True, enable_gqa=...)`` by the kernel that torch picks.
+
+    Raises:
+        InputError: torch would run elementary operators in place of a kernel.
+    """
+    kernel = t.kernels.attention_kernel(element_bytes=shape.element_bytes, dropout=shape.dropout)
+    if kernel == FLASH and shape.head_size > LARGEST_FLASH_HEAD:
+        kernel = EFFICIENT
+    grouped_by_kernel = kernel == FLASH or not shape.grouped
+    if kernel not in (FLASH, EFFICIENT, CPU_FLASH) or not grouped_by_kernel or shape.head_size % 8:
+        raise InputError(
+            "attention: sdpa of these heads in this precision has no fused kernel, and is not planned by formulas; "
+            "use bf16 or fp16 on a GPU, or verify it with a dry run (dsplan verify --device fake)"
+        )
+    length = round_up(shape.length, 32) if kernel == EFFICIENT else shape.length
+    kept = [t.save(each) for each in (q, k, v)]
+    out = t.tensor(shape.queries, CONTEXT)
+    extras = [t.tensor(4 * shape.batch * shape.heads * length, LOG_SUM_EXP)]
+    if kernel != CPU_FLASH:
+        extras += [t.tensor(8, RNG_STATE), t.tensor(8, RNG_STATE)]
+    kept += [t.save(extra) for extra in extras] + [t.save(out)]
+    t.drop(*extras)
+
+    def backward(gradient: Storage) -> None:
+        parts = [t.allocate(size, BACKWARD) for size in (shape.queries, shape.keys, shape.keys)]
+        if kernel == FLASH:
+            rows = shape.batch * shape.heads * round_up(shape.length, 128)
+            held = [t.allocate(4 * rows, ACCUMULATOR)]
+            held.append(t.allocate(4 * rows * round_up(shape.head_size, 32), ACCUMULATOR))
+            if shape.grouped:
+                held += [t.allocate(shape.queries, EXPANDED) for _ in range(2)]
+            for each in held:
+                t.release(each)
+        elif kernel == EFFICIENT:
+            t.temporary(4 * shape.batch * shape.heads * length, ACCUMULATOR)
+        t.release(gradient)
+        t.forget(*kept)
+        for tensor, part in zip((q, k, v), parts, strict=True):
+            t.give(tensor, part)
+
+    return t.node(out, backward)
+
+
+def copied(t: Tape, context: Tensor) -> Tensor:
+    """``transpose(1, 2).contiguous()`` of a context that lies head by head."""
+    out = t.tensor(context.storage.size, CONTEXT)
+    t.node(out, lambda gradient: t.give(context, gradient))
+    t.drop(context)
+    return out
+
+
+def repeated(t: Tape, x: Tensor, shape: GroupedShape) -> Tensor:
+    """``repeat_kv``: a copy for every head of the queries; nothing where there are as many."""
+    if not shape.grouped:
+        return t.node(t.view(x.storage), lambda gradient: t.give(x, gradient))
+    out = t.tensor(shape.queries, REPEATED)
+
+    def backward(gradient: Storage) -> None:
+        summed = t.allocate(shape.keys, BACKWARD)
+        t.release(gradient)
+        t.give(x, summed)
+
+    return t.node(out, backward)
+
+
+def eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape, *, softcap: bool = False) -> Tensor:
+    """``softmax(q kᵀ · scale + mask, dtype=float32).to(dtype) v`` (eager_attention_forward), with a tanh cap or not."""
+    keys, values = repeated(t, k, shape), repeated(t, v, shape)
+    masked = _masked_scores(t, q, keys, shape, softcap=softcap)
+    probabilities = _softmax(t, masked, shape)
+    t.drop(masked)
+    dropped = dropout(t, probabilities, shape.num_scores, shape.element_bytes, shape.dropout, SCORE_MASK, term=SCORES)
+    if dropped.storage is not probabilities.storage:
+        t.drop(probabilities)
+    kept = [t.save(dropped), t.save(values)]
+    heads_first = t.tensor(shape.queries, WORKING)
+
+    def backward(gradient: Storage) -> None:
+        d_probabilities = t.allocate(shape.scores, BACKWARD)
+        d_v = t.allocate(shape.queries, BACKWARD)
+        t.release(gradient)
+        t.forget(*kept)
+        t.give(dropped, d_probabilities)
+        t.give(values, d_v)
+
+    t.node(heads_first, backward)
+    out = t.tensor(shape.queries, CONTEXT)
+    t.node(out, lambda gradient: t.give(heads_first, gradient))
+    t.drop(heads_first, probabilities, dropped, keys, values)
+    return out
+
+
+def _masked_scores(t: Tape, q: Tensor, keys: Tensor, shape: GroupedShape, *, softcap: bool) -> Tensor:
+    """``q kᵀ · scale``, capped or not, ``+ mask``: each a tensor of its own; only the product saves its operands."""
+    scores = shape.scores
+    kept = [t.save(q), t.save(keys)]
+    raw = t.tensor(scores, WORKING)
+    scaled = t.tensor(scores, WORKING)
+    t.drop(raw)
+
+    def backward_product(gradient: Storage) -> None:
+        d_q, d_k = t.allocate(shape.queries, BACKWARD), t.allocate(shape.queries, BACKWARD)
+        t.release(gradient)
+        t.forget(*kept)
+        t.give(q, d_q)
+        t.give(keys, d_k)
+
+    def backward_scale(gradient: Storage) -> None:
+        d_raw = t.allocate(scores, BACKWARD)
+        t.release(gradient)
+        t.give(raw, d_raw)
+
+    t.node(raw, backward_product)
+    t.node(scaled, backward_scale)
+    capped = softcapped(t, scaled, scores, WORKING) if softcap else scaled
+    masked = t.tensor(scores, WORKING)
+    t.node(masked, lambda gradient: t.give(capped, gradient))
+    t.drop(scaled, capped)
+    return masked
+
+
+def _softmax(t: Tape, masked: Tensor, shape: GroupedShape) -> Tensor:
+    """``softmax(masked, dtype=float32).to(dtype)``: the probabilities are kept in fp32 and, cast, in the model's type.
+
+    fp16 goes into the kernel as it is; of bf16 a copy in fp32 is made first (aten/src/ATen/native/SoftMax.cpp).
+    """
+    scores, wide = shape.scores, 4 * shape.num_scores
+    casts = shape.element_bytes != 4
+    converts = casts and not shape.is_half
+    converted = t.tensor(wide, WORKING) if converts else t.view(masked.storage)
+    probabilities = t.tensor(wide, SCORES)
+    kept = t.save(probabilities)
+    t.drop(converted)
+
+    def backward(gradient: Storage) -> None:
+        d_masked = t.allocate(wide if converts else scores, BACKWARD)
+        t.release(gradient)
+        t.forget(kept)
+        if converts:
+            d_wide, d_masked = d_masked, t.allocate(scores, BACKWARD)
+            t.release(d_wide)
+        t.give(masked, d_masked)
+
+    t.node(probabilities, backward)
+    if not casts:
+        return probabilities
+    cast = t.tensor(scores, SCORES)
+
+    def backward_cast(gradient: Storage) -> None:
+        d_wide = t.allocate(wide, BACKWARD)
+        t.release(gradient)
+        t.give(probabilities, d_wide)
+
+    t.node(cast, backward_cast)
+    t.drop(probabilities)
+    return cast
+
+
+def softcapped(t: Tape, x: Tensor, size: int, term: Term) -> Tensor:
+    """``tanh(x / cap) · cap`` (modeling_gemma2.py): saves tanh's result."""
+    divided = t.tensor(size, WORKING)
+    bent = t.tensor(size, SCORES)
+    kept = t.save(bent)
+    t.drop(divided)
+    out = t.tensor(size, term)
+    t.drop(bent)
+
+    def backward(gradient: Storage) -> None:
+        d_bent = t.allocate(size, BACKWARD)
+        t.release(gradient)
+        d_divided = t.allocate(size, BACKWARD)
+        t.release(d_bent)
+        t.forget(kept)
+        d_x = t.allocate(size, BACKWARD)
+        t.release(d_divided)
+        t.give(x, d_x)
+
+    return t.node(out, backward)

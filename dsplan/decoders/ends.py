@@ -1,0 +1,118 @@
+"""The ends of a decoder of transformers' on the tape: embedding with positions, last norm, head and loss.
+
+Legend: e bytes of an element, b micro batch, s sequence, h width, d head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dsplan import operators
+from dsplan.decoders import attention
+from dsplan.decoders.loss import causal_lm_loss
+from dsplan.decoders.pieces import INNER, LOGITS, MASK, POSITIONS, ROOT, SCALARS, STREAM, Piece
+from dsplan.operators import BACKWARD, WORKING
+from dsplan.tape import ALLOC, ENTER, ENTER_BACKWARD, FREE, LEAVE, Storage, Tape, Tensor
+
+
+class Embedding(Piece):
+    """Token embedding, positions, the cosines and sines that all blocks share, and the mask of eager attention.
+
+    The inputs are integers: stage 3 sees no gradient there and gives the embedding back only after the step.
+    """
+
+    def forward(self, _: Tensor) -> Tensor:
+        t, d, e = self.tape, self.decoder, self.e
+        name = d.before[0].name.rpartition(".")[0]
+        t.mark(ENTER, ROOT)
+        t.mark(ENTER, INNER)
+        t.mark(ENTER, name)
+        out = t.tensor(self.stream_bytes, STREAM)
+
+        def backward(gradient: Storage) -> None:
+            for each in shared:
+                t.drop(each)
+            t.mark(ENTER_BACKWARD, name)
+            weight = t.allocate(e * d.vocab_size * self.h, operators.PARAMETER_GRADIENT)
+            t.release(gradient)
+            if d.tied:
+                add_to_the_heads(t, weight)
+            t.parameter_gradient(f"{name}.weight")
+
+        t.node(out, backward)
+        if d.scaled_embedding:
+            plain, out = out, t.tensor(self.stream_bytes, STREAM)
+
+            def backward_scale(gradient: Storage) -> None:
+                dx = t.allocate(self.stream_bytes, BACKWARD)
+                t.release(gradient)
+                t.give(plain, dx)
+
+            t.node(out, backward_scale)
+            t.drop(plain)
+        t.mark(LEAVE, name)
+        shared = [t.tensor(8 * self.s, POSITIONS)]
+        if self.eager and self.workload.activation_checkpointing != "none":
+            shared += [t.tensor(e * self.s**2, MASK) for _ in range(self.num_masks)]
+        t.mark(ENTER, f"{self.root}.rotary_emb")
+        shared += self.cosines_and_sines()
+        for size, term in self.named:
+            t.events.append((ALLOC, size, term))
+        return out
+
+    def cosines_and_sines(self) -> list[Tensor]:
+        """In the type of the stream, made through fp32 (LlamaRotaryEmbedding.forward)."""
+        t, size = self.tape, self.s * self.decoder.rotary_size
+        frequencies, whole = t.tensor(2 * size, WORKING), t.tensor(4 * size, WORKING)
+        waves = []
+        for _ in range(2):
+            wave = t.tensor(4 * size, WORKING)
+            waves.append(t.tensor(4 * size, WORKING))
+            t.drop(wave)
+        if self.e == 4:
+            t.drop(frequencies, whole)
+            return waves
+        made = [t.tensor(self.e * size, POSITIONS) for _ in range(2)]
+        t.drop(frequencies, whole, *waves)
+        return made
+
+
+class Head(Piece):
+    """Last norm, language-model head, and the loss in fp32."""
+
+    is_head = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, d = self.tape, self.decoder
+        # OPT's last norm is made before its blocks, and so comes before them in torch's order.
+        last = next(each for each in (*d.after, *d.before[2:]) if len(each.shape) == 1)
+        normalised = self.norm(x, last.name.rpartition(".")[0])
+        t.drop(x)
+        t.hook(ENTER_BACKWARD, INNER)
+        for size, term in self.named:
+            t.events.append((FREE, size, term))
+        e, v = self.e, d.vocab_size
+
+        def head(y: Tensor) -> Tensor:
+            size = e * self.tokens * v
+            return operators.linear(t, y, size, LOGITS, "lm_head", e * self.h * v, 0, tied=bool(d.tied))
+
+        logits = t.module("lm_head", head, normalised)
+        t.drop(normalised)
+        if d.head_softcap is not None:
+            capped = attention.softcapped(t, logits, e * self.tokens * v, LOGITS)
+            t.drop(logits)
+            logits = capped
+        loss = causal_lm_loss(t, logits, element_bytes=e, num_tokens=self.tokens, batch=self.b, scalar=SCALARS)
+        t.drop(logits)
+        return loss
+
+
+def add_to_the_heads(t: Tape, gradient: Storage) -> None:
+    """A tied weight's gradient is added to the one that its use as the head has left waiting.
+
+    Not in place where that one is a view of the transposed product, which counts as shared
+    (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
+    """
+    if not (t.kernels.accumulates_in_place and t.kernels.zero3_linear):
+        t.allocate(gradient.size, operators.PARAMETER_GRADIENT)
+        t.events.append((FREE, gradient.size, gradient.term))
+    t.release(gradient)

@@ -1,0 +1,171 @@
+"""A mixture of experts as transformers runs it with grouped products, its default on GPUs.
+
+integrations/moe.py ``grouped_mm_experts_forward``: every token goes to k experts, so that S = b·s·k rows are sorted by
+expert and multiplied in one product; how the router spreads them changes no size. Routers as in modeling_mixtral.py
+``MixtralTopKRouter``, whose weights stay in fp32, and modeling_qwen3_moe.py ``Qwen3MoeTopKRouter``.
+
+Legend: e bytes of an element, T = b·s tokens, k experts per token, S = T·k, h width, f width of an expert, E experts.
+"""
+
+from __future__ import annotations
+
+from dsplan import operators
+from dsplan.families import Experts
+from dsplan.ledger import Term
+from dsplan.operators import BACKWARD, PARAMETER_GRADIENT, WORKING
+from dsplan.tape import Saved, Storage, Tape, Tensor
+
+ROUTES = Term("routes", "4·T·E, and a few times 8·T·k", "integrations/moe.py: probabilities, indices, permutations")
+ROWS = Term("rows of the experts", "e·T·k·h each", "integrations/moe.py: gathered inputs and outputs, saved")
+HIDDEN = Term("expert activations", "e·T·k·2f and e·T·k·f each", "integrations/moe.py: gate_up, activation, product")
+
+
+class Mixture:
+    """One mixture on a tape: ``module`` names the submodule that holds ``gate`` and ``experts``."""
+
+    def __init__(self, t: Tape, experts: Experts, *, tokens: int, width: int, element_bytes: int) -> None:
+        self.t = t
+        self.experts = experts
+        self.tokens, self.h, self.e = tokens, width, element_bytes
+        self.rows = tokens * experts.per_token
+        self.name = experts.module
+        #: Bytes of an element of the weights, and of the rows that they multiply.
+        self.w = 4 if experts.wide_weights else element_bytes
+
+    def run(self, x: Tensor) -> Tensor:
+        """The mixture's output for a stream ``x`` (T, h)."""
+        t = self.t
+        held: list[Tensor] = []  # by their names, until the mixture returns
+        weights = t.module(f"{self.name}.gate", lambda y: self._route(y, held), x)
+        out = t.module(f"{self.name}.experts", lambda y: self._multiply(y, weights), x)
+        t.drop(*held)
+        return out
+
+    def _route(self, x: Tensor, held: list[Tensor]) -> Tensor:
+        """The weights of each token's experts: softmax in fp32, the k highest, divided by their sum."""
+        t, e, count = self.t, self.e, self.experts.num
+        wide, rows = 4 * self.tokens * count, self.rows
+        name = f"{self.name}.gate"
+        logits = operators.linear(t, x, e * self.tokens * count, WORKING, name, e * self.h * count, 0)
+        held.append(logits)
+        upcast = t.tensor(wide, WORKING) if e != 4 else t.view(logits.storage)
+        probabilities = t.tensor(wide, ROUTES)
+        kept = [t.save(probabilities)]
+        t.drop(upcast, probabilities)
+        top = t.tensor(self.w * rows, ROUTES)
+        held.append(top)
+        sizes = (8 * rows, 4 * self.tokens, 4 * rows)  # the indices, the sums, the values before the division
+        kept += self._kept(sizes, ROUTES)
+
+        def backward(gradient: Storage) -> None:
+            if self.w != 4:
+                upcast = t.allocate(4 * rows, BACKWARD)
+                t.release(gradient)
+                gradient = upcast
+            parts = [t.allocate(4 * rows, BACKWARD) for _ in range(4)]
+            for part in parts[1:]:
+                t.release(part)
+            d_top = t.allocate(4 * rows, BACKWARD)
+            t.release(parts[0])
+            t.release(gradient)
+            zeros, d_probabilities = t.allocate(wide, BACKWARD), t.allocate(wide, BACKWARD)
+            t.release(zeros)
+            t.release(d_top)
+            d_logits = t.allocate(wide, BACKWARD)
+            t.release(d_probabilities)
+            t.forget(*kept)
+            if e != 4:
+                d_wide, d_logits = d_logits, t.allocate(e * self.tokens * count, BACKWARD)
+                t.release(d_wide)
+            t.give(logits, d_logits)
+
+        return t.node(top, backward)
+
+    def _multiply(self, x: Tensor, weights: Tensor) -> Tensor:
+        t, e, f, h, rows = self.t, self.e, self.experts.size, self.h, self.rows
+        count, stream, row_bytes = self.experts.num, self.e * self.tokens * self.h, self.e * self.rows * self.h
+        sorted_ids = t.tensor(8 * rows, WORKING)
+        kept_permutation = self._kept((8 * rows,), ROUTES)
+        kept_tokens = self._kept((8 * rows,), ROUTES)
+        kept_gathered = self._kept((row_bytes,), ROWS)
+        kept_weights = self._kept((self.w * rows,), ROUTES)
+        counted = [t.tensor(4 * rows, WORKING), t.tensor(4 * count, WORKING)]
+        kept_offsets = self._kept((4 * count,), ROUTES)
+        kept_gate_up = self._kept((2 * e * rows * f,), HIDDEN)
+        kept_active = self._kept((e * rows * f,), HIDDEN)
+        kept_product = self._kept((e * rows * f,), HIDDEN)
+        kept_down = self._kept((row_bytes,), ROWS)
+        weighted = t.tensor(self.w * rows * h, WORKING)
+        kept_inverse = self._kept((8 * rows,), ROUTES)
+        ordered = t.tensor(self.w * rows * h, WORKING)
+        t.drop(weighted)
+        summed = t.tensor(self.w * self.tokens * h, WORKING)
+        out = t.tensor(stream, WORKING) if e != self.w else t.view(summed.storage)
+        t.drop(sorted_ids, *counted, ordered, summed)
+
+        def backward(gradient: Storage) -> None:
+            d_weights, d_down = self._backward_of_weighting(gradient, kept_inverse, kept_weights + kept_down)
+            t.allocate(e * count * h * f, PARAMETER_GRADIENT)
+            d_product = t.allocate(e * rows * f, BACKWARD)
+            t.release(d_down)
+            t.forget(*kept_product)
+            t.parameter_gradient(f"{self.name}.experts.down_proj")
+            d_up, d_active = t.allocate(e * rows * f, BACKWARD), t.allocate(e * rows * f, BACKWARD)
+            t.release(d_product)
+            t.forget(*kept_active)
+            d_gate = t.allocate(e * rows * f, BACKWARD)
+            t.release(d_active)
+            t.forget(*kept_gate_up)
+            both = t.allocate(2 * e * rows * f, BACKWARD)
+            t.release(d_gate)
+            t.release(d_up)
+            t.allocate(2 * e * count * h * f, PARAMETER_GRADIENT)
+            d_gathered = t.allocate(row_bytes, BACKWARD)
+            t.release(both)
+            t.forget(*kept_offsets, *kept_gathered)
+            t.parameter_gradient(f"{self.name}.experts.gate_up_proj")
+            t.give(weights, self._scattered(self.w * rows, d_weights, kept_permutation))
+            t.give(x, self._scattered(stream, d_gathered, kept_tokens))
+
+        return t.node(out, backward)
+
+    def _backward_of_weighting(
+        self, gradient: Storage, kept_inverse: list[Saved], kept: list[Saved]
+    ) -> tuple[Storage, Storage]:
+        """Gradients of the weights and of the experts' outputs, through the sum and the permutation."""
+        t, e, rows, wide = self.t, self.e, self.rows, self.w * self.rows * self.h
+        if e != self.w:
+            upcast = t.allocate(self.w * self.tokens * self.h, BACKWARD)
+            t.release(gradient)
+            gradient = upcast
+        expanded = t.allocate(wide, BACKWARD)
+        t.release(gradient)
+        ordered = self._scattered(wide, expanded, kept_inverse)
+        for_weights, d_down = t.allocate(wide, BACKWARD), t.allocate(wide, BACKWARD)
+        if e != self.w:
+            d_wide, d_down = d_down, t.allocate(e * rows * self.h, BACKWARD)
+            t.release(d_wide)
+        d_weights = t.allocate(self.w * rows, BACKWARD)
+        t.release(for_weights)
+        t.release(ordered)
+        t.forget(*kept)
+        return d_weights, d_down
+
+    def _scattered(self, size: int, gradient: Storage, kept: list[Saved]) -> Storage:
+        """index_backward: zeros, and index_put out of place into a second tensor."""
+        t = self.t
+        zeros, found = t.allocate(size, BACKWARD), t.allocate(size, BACKWARD)
+        t.release(zeros)
+        t.release(gradient)
+        t.forget(*kept)
+        return found
+
+    def _kept(self, sizes: tuple[int, ...], term: Term) -> list[Saved]:
+        """New tensors that only the backward pass keeps."""
+        t = self.t
+        kept = []
+        for size in sizes:
+            tensor = t.tensor(size, term)
+            kept.append(t.save(tensor))
+            t.drop(tensor)
+        return kept

@@ -1,0 +1,55 @@
+"""MLPs: gated as in Llama, fused as in Phi-3, plain as in GPT-NeoX."""
+
+from __future__ import annotations
+
+from dsplan.ledger import Term
+from dsplan.operators import BACKWARD
+from dsplan.tape import Storage, Tape, Tensor
+
+GATED = Term(
+    "MLP activations", "e·b·s·f each", "gate, its activation, up and their product: saved by mul and down_proj"
+)
+
+
+def activation(t: Tape, x: Tensor, term: Term) -> Tensor:
+    """``silu``, ``gelu`` or ``relu`` as one kernel: saves its input, or (relu) its output, once."""
+    kept = t.save(x)
+    out = t.tensor(x.storage.size, term)
+
+    def backward(gradient: Storage) -> None:
+        dx = t.allocate(x.storage.size, BACKWARD)
+        t.release(gradient)
+        t.forget(kept)
+        t.give(x, dx)
+
+    return t.node(out, backward)
+
+
+def relu(t: Tape, x: Tensor, term: Term) -> Tensor:
+    """``relu``: saves its result."""
+    out = t.tensor(x.storage.size, term)
+    kept = t.save(out)
+
+    def backward(gradient: Storage) -> None:
+        dx = t.allocate(x.storage.size, BACKWARD)
+        t.release(gradient)
+        t.forget(kept)
+        t.give(x, dx)
+
+    return t.node(out, backward)
+
+
+def multiply(t: Tape, x: Tensor, y: Tensor, term: Term) -> Tensor:
+    """``x * y`` of one shape: saves both."""
+    kept_x, kept_y = t.save(x), t.save(y)
+    out = t.tensor(x.storage.size, term)
+
+    def backward(gradient: Storage) -> None:
+        dy = t.allocate(y.storage.size, BACKWARD)
+        dx = t.allocate(x.storage.size, BACKWARD)
+        t.release(gradient)
+        t.forget(kept_x, kept_y)
+        t.give(x, dx)
+        t.give(y, dy)
+
+    return t.node(out, backward)

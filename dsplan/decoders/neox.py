@@ -1,0 +1,126 @@
+"""GPT-NeoX and StableLM: LayerNorm, and heads of which a part rotates and is joined with the rest.
+
+models/gpt_neox/modeling_gpt_neox.py, models/stablelm/modeling_stablelm.py. Legend: e bytes of an element, b micro
+batch, s sequence, h width, f width of the MLP.
+"""
+
+from __future__ import annotations
+
+from dsplan import operators
+from dsplan.attention import QKV
+from dsplan.decoders import attention, mlp
+from dsplan.decoders.pieces import RESIDUAL_MASK, STREAM, Block
+from dsplan.decoders.rotary import Part, contiguous_gradient, rotate_parts
+from dsplan.families.decoder import PARALLEL
+from dsplan.operators import BACKWARD, WORKING
+from dsplan.tape import Storage, Tape, Tensor
+
+
+class JoinedBlock(Block):
+    """Attention over heads that are joined of a rotated part and the rest."""
+
+    def joined_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The context, copied: it has its heads in the order of the queries, which cat has made contiguous."""
+        t, d = self.tape, self.decoder
+        rotated_q, rotated_k = rotate_parts(t, q, k, (d.rotary_size, d.head_size), QKV)
+        t.drop(q, k)
+        context = attention.copied(t, attention.fused(t, rotated_q, rotated_k, v, self.grouped_shape()))
+        t.drop(rotated_q, rotated_k, v)
+        return context
+
+
+class NeoxBlock(JoinedBlock):
+    """Attention and MLP beside each other, or one after the other."""
+
+    def block(self, x: Tensor) -> Tensor:
+        t = self.tape
+        normalised = self.norm(x, "input_layernorm")
+        attended = t.module("attention", self.attention, normalised)
+        t.drop(normalised)
+        attended = self.dropped(attended, "post_attention_dropout")
+        parallel = self.decoder.residual == PARALLEL
+        if not parallel:
+            middle = operators.add(t, attended, x, STREAM)
+            t.drop(attended)
+            attended = middle
+        normalised = self.norm(x if parallel else attended, "post_attention_layernorm")
+        result = t.module("mlp", self.mlp, normalised)
+        t.drop(normalised)
+        result = self.dropped(result, "post_mlp_dropout")
+        out = operators.add(t, result, attended, STREAM)
+        if parallel:
+            both, out = out, operators.add(t, out, x, STREAM)
+            t.drop(both)
+        t.drop(result, attended)
+        return out
+
+    def attention(self, x: Tensor) -> Tensor:
+        t, d = self.tape, self.decoder
+        flat = self.linear(x, "attention.query_key_value", 3 * self.h, QKV, bias=d.qkv_bias)
+        whole = contiguous_gradient(t, flat)
+        t.drop(flat)
+        q, k, v = chunks(t, whole, 3)
+        t.drop(whole)
+        context = self.joined_attention(q, k, v)
+        out = self.linear(context, "attention.dense", self.h, WORKING, bias=d.output_bias)
+        t.drop(context)
+        return out
+
+    def mlp(self, x: Tensor) -> Tensor:
+        t, f = self.tape, self.decoder.intermediate_size
+        hidden = self.linear(x, "mlp.dense_h_to_4h", f, mlp.GATED, bias=True)
+        active = t.module("mlp.act", self.activate, hidden)
+        t.drop(hidden)
+        out = self.linear(active, "mlp.dense_4h_to_h", self.h, WORKING, bias=True, n_in=f)
+        t.drop(active)
+        return out
+
+    def dropped(self, x: Tensor, name: str) -> Tensor:
+        numel, p = self.tokens * self.h, self.decoder.dropout
+        out = self.tape.module(
+            name, lambda y: operators.dropout(self.tape, y, numel, self.e, p, RESIDUAL_MASK, term=WORKING), x
+        )
+        self.tape.drop(x)
+        return out
+
+
+class StableLmBlock(JoinedBlock):
+    """Attention, then a gated MLP; both results live until the block ends, by their names."""
+
+    def block(self, x: Tensor) -> Tensor:
+        t = self.tape
+        normalised = self.norm(x, "input_layernorm")
+        attended = t.module("self_attn", self.attention, normalised)
+        middle = operators.add(t, x, attended, STREAM)
+        again = self.norm(middle, "post_attention_layernorm")
+        result = t.module("mlp", self.mlp, again)
+        t.drop(again)
+        out = operators.add(t, middle, result, STREAM)
+        t.drop(result, middle, attended, normalised)
+        return out
+
+    def attention(self, x: Tensor) -> Tensor:
+        t = self.tape
+        context = self.joined_attention(*self.projections(x))
+        out = self.linear(context, "self_attn.o_proj", self.h, WORKING, bias=False)
+        t.drop(context)
+        return out
+
+
+def chunks(t: Tape, whole: Tensor, count: int) -> list[Part]:
+    """``chunk(count, dim=-1)``: views, whose gradients are joined once the last of them is there."""
+    size = getattr(whole, "size", whole.storage.size) // count
+    gradients: list[Storage] = []
+
+    def last(gradient: Storage) -> None:
+        gradients.append(gradient)
+        joined = t.allocate(size * count, BACKWARD)
+        for each in gradients:
+            t.release(each)
+        t.give(whole, joined)
+
+    parts = [Part(t.hold(whole.storage), size) for _ in range(count)]
+    t.node(parts[0], last)
+    for part in parts[1:]:
+        t.node(part, gradients.append)
+    return parts

@@ -1,0 +1,167 @@
+"""RMSNorm as transformers writes it, in elementary operators. (LayerNorm is one kernel: ``dsplan.operators``.)
+
+Legend: e bytes of an element, b·s tokens, h width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsplan.ledger import Term
+from dsplan.operators import BACKWARD, PARAMETER_GRADIENT, WORKING
+from dsplan.tape import Saved, Storage, Tape, Tensor
+
+UPCAST = Term(
+    "RMSNorm inputs in fp32", "4·b·s·h each", "modeling_llama.py LlamaRMSNorm.forward: hidden_states.to(float32)"
+)
+SCALED = Term("RMSNorm outputs before their weight", "e·b·s·h each", "saved by weight · x; derivatives.yaml mul")
+ROOTS = Term("RMSNorm 1/rms", "4·b·s each", "saved by rsqrt and by x · rsqrt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormShape:
+    """One norm: rows of ``width`` elements, ``rows`` of them, of ``element_bytes`` each."""
+
+    rows: int
+    width: int
+    element_bytes: int
+
+    @property
+    def size(self) -> int:
+        return self.element_bytes * self.rows * self.width
+
+    @property
+    def upcast(self) -> int:
+        return 4 * self.rows * self.width
+
+
+def rms_norm(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term) -> Tensor:
+    """``weight * (x.float() * rsqrt(mean(x²) + eps)).to(x.dtype)`` (modeling_llama.py LlamaRMSNorm.forward)."""
+    casts = shape.element_bytes != 4
+    wide = t.tensor(shape.upcast, UPCAST) if casts else t.view(x.storage)
+    kept_wide = [t.save(wide), t.save(wide)]  # pow, and the product with rsqrt
+    roots, kept_roots, after = _rsqrt_of_mean(t, shape)
+    middle = t.tensor(shape.upcast, WORKING if casts else SCALED)
+    kept_roots.append(t.save(roots))
+    scaled = t.tensor(shape.size, SCALED) if casts else t.view(middle.storage)
+    kept_scaled = t.save(scaled)
+    out = t.tensor(shape.size, term)
+    t.drop(middle, wide, scaled, roots, *after)
+
+    def backward(gradient: Storage) -> None:
+        d_scaled = t.allocate(shape.size, BACKWARD)
+        d_weights = t.allocate(shape.size, BACKWARD)
+        t.allocate(shape.element_bytes * shape.width, PARAMETER_GRADIENT)
+        t.release(d_weights)
+        t.release(gradient)
+        t.forget(kept_scaled)
+        t.parameter_gradient(f"{name}.weight")
+        if casts:
+            d_middle = t.allocate(shape.upcast, BACKWARD)
+            t.release(d_scaled)
+        else:
+            d_middle = d_scaled
+        _backward_of_scaling(t, x, shape, d_middle, kept_wide, kept_roots, casts=casts)
+
+    return t.node(out, backward)
+
+
+def rms_norm_plus_one(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term) -> Tensor:
+    """``((x.float() * rsqrt(mean(x²) + eps)) * (1 + weight.float())).type_as(x)`` (modeling_gemma.py GemmaRMSNorm)."""
+    casts = shape.element_bytes != 4
+    wide = t.tensor(shape.upcast, UPCAST) if casts else t.view(x.storage)
+    kept_wide = [t.save(wide), t.save(wide)]
+    roots, kept_roots, after = _rsqrt_of_mean(t, shape)
+    middle = t.tensor(shape.upcast, UPCAST)
+    kept_roots.append(t.save(roots))
+    t.drop(wide, roots, *after)
+    weight = t.tensor(4 * shape.width, WORKING) if casts else None
+    one_plus = t.tensor(4 * shape.width, ROOTS)
+    if weight is not None:
+        t.drop(weight)
+    kept = [t.save(middle), t.save(one_plus)]
+    product = t.tensor(shape.upcast, WORKING if casts else term)
+    t.drop(one_plus)
+    out = t.tensor(shape.size, term) if casts else t.view(product.storage)
+    t.drop(product, middle)
+
+    def backward(gradient: Storage) -> None:
+        if casts:
+            d_product = t.allocate(shape.upcast, BACKWARD)
+            t.release(gradient)
+        else:
+            d_product = gradient
+        d_middle = t.allocate(shape.upcast, BACKWARD)
+        d_weights = t.allocate(shape.upcast, BACKWARD)
+        d_weight = t.allocate(4 * shape.width, BACKWARD if casts else PARAMETER_GRADIENT)
+        t.release(d_weights)
+        t.release(d_product)
+        t.forget(*kept)
+        if casts:
+            t.allocate(shape.element_bytes * shape.width, PARAMETER_GRADIENT)
+            t.release(d_weight)
+        t.parameter_gradient(f"{name}.weight")
+        _backward_of_scaling(t, x, shape, d_middle, kept_wide, kept_roots, casts=casts)
+
+    return t.node(out, backward)
+
+
+def _rsqrt_of_mean(t: Tape, shape: NormShape) -> tuple[Tensor, list[Saved], list[Tensor]]:
+    """1/rms of every row, what is saved of it, and the mean, which its name keeps alive (``variance``)."""
+    square = t.tensor(shape.upcast, WORKING)
+    mean = t.tensor(4 * shape.rows, WORKING)
+    t.drop(square)
+    shifted = t.tensor(4 * shape.rows, WORKING)
+    roots = t.tensor(4 * shape.rows, ROOTS)
+    kept = [t.save(roots)]
+    t.drop(shifted)
+    return roots, kept, [mean]
+
+
+def _backward_of_scaling(  # the pieces of one node's state
+    t: Tape,
+    x: Tensor,
+    shape: NormShape,
+    d_middle: Storage,
+    kept_wide: list[Saved],
+    kept_roots: list[Saved],
+    *,
+    casts: bool,
+) -> None:
+    """From the gradient of ``x · rsqrt(mean(x²) + eps)`` to that of x: both uses of x, through fp32."""
+    row = 4 * shape.rows
+    d_roots_wide = t.allocate(shape.upcast, BACKWARD)
+    first = t.allocate(shape.upcast, BACKWARD)
+    d_roots = t.allocate(row, BACKWARD)
+    t.release(d_roots_wide)
+    t.release(d_middle)
+    if not casts:
+        t.give(x, first)
+    cube, scaled, d_mean = (t.allocate(row, BACKWARD) for _ in range(3))
+    t.release(scaled)
+    t.release(cube)
+    t.release(d_roots)
+    t.forget(*kept_roots)
+    d_square = t.allocate(shape.upcast, BACKWARD)
+    t.release(d_mean)
+    # pow_backward: grad · (2 · x¹), each product a tensor.
+    power = t.allocate(shape.upcast, BACKWARD)
+    twice = t.allocate(shape.upcast, BACKWARD)
+    second = t.allocate(shape.upcast, BACKWARD)
+    t.release(twice)
+    t.release(power)
+    t.release(d_square)
+    t.forget(*kept_wide)
+    if not casts:
+        t.give(x, second)
+        return
+    if t.kernels.accumulates_in_place:
+        t.release(second)
+        total = first
+    else:
+        total = t.allocate(shape.upcast, BACKWARD)
+        t.release(first)
+        t.release(second)
+    dx = t.allocate(shape.size, BACKWARD)
+    t.release(total)
+    t.give(x, dx)

@@ -1,0 +1,380 @@
+"""Search: the best plan among all that fit.
+
+Memory decides what may be chosen, time what is chosen. For each strategy the largest micro batch that fits is found
+by bisection over walks (:mod:`dsplan.search.memory`), and every smaller one fits too; the time of a candidate costs
+microseconds, so all are timed. Variations of buckets are timed first, and only the few that would be faster than what
+is known to fit are walked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from dsplan.errors import InputError, choice
+from dsplan.estimate import estimate
+from dsplan.hardware import Cluster
+from dsplan.model import ModelShape
+from dsplan.plan import Plan
+from dsplan.search.memory import Weight, largest_terms, weigh
+from dsplan.search.pareto import front
+from dsplan.search.result import OBJECTIVES, Candidate, Rejected, SearchResult, WhatIf
+from dsplan.search.space import accumulations, check_global_batch, micro_batches, variations, with_batch
+from dsplan.timing.profile import Profile
+from dsplan.timing.rates import Machine, machine
+from dsplan.timing.step_time import step_time
+from dsplan.verdict.judge import FITS
+
+#: Faster variations of a strategy that are walked, at most; and what "faster" is worth a walk.
+_WALKED, _WORTH = 3, 1.002
+_TERMS = 3
+#: The second micro batch that is walked, by its place among the sizes; what the rounding of blocks may add to a line.
+_SECOND, _ROUNDING = 5, 0.02
+#: Points of the front that are walked and shown.
+_FRONT = 12
+
+
+def search(
+    model: ModelShape,
+    plans: Sequence[Plan],
+    cluster: Cluster,
+    *,
+    profile: Profile | None = None,
+    objective: str = "speed",
+    global_batch_size: int | None = None,
+    sizes: tuple[int, ...] = (),
+    headroom_bytes: int = 0,
+    vary: bool = True,
+    what_if: bool = True,
+    closely: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> SearchResult:
+    """The best of ``plans``, their micro batches and variations.
+
+    Args:
+        model: what is trained.
+        plans: the strategies (:func:`dsplan.strategies.standard_plans`), batch sizes apart.
+        cluster: the machines; they must name a device.
+        profile: measured rates; None takes the shipped ones, scaled by data sheets.
+        objective: ``speed`` (tokens a second), ``headroom`` (free device memory) or ``cost`` (device-seconds a token,
+            also on fewer devices).
+        global_batch_size: samples of one step of all ranks; accumulation makes it up. None: any, and accumulation
+            stays what the plans say.
+        sizes: the only micro batches to try; empty: all that are worth it.
+        headroom_bytes: device memory that has to stay free beyond what ``fits`` allows for.
+        vary: also vary buckets and thresholds.
+        what_if: also ask what one more device or more host memory would allow.
+        closely: also have the winner replayed in the allocator (``dsplan estimate``'s verdict), and pass over what that
+            does not call ``fits``; takes seconds for a deep model.
+        on_progress: called with (strategies done, strategies in all).
+
+    Raises:
+        InputError: no device, an unknown objective, a global batch that the ranks cannot share, or no rates.
+    """
+    objective = choice("objective", objective, OBJECTIVES)
+    accelerator = cluster.accelerator
+    if accelerator is None or accelerator.memory_bytes is None:
+        raise InputError("accelerator: a search needs a device with memory of its own; name one with --gpu")
+    if headroom_bytes:
+        smaller = replace(accelerator, memory_bytes=accelerator.memory_bytes - headroom_bytes)
+        cluster = replace(cluster, accelerator=smaller)
+    check_global_batch(global_batch_size, cluster)
+    of = machine(accelerator, profile)
+    one = _Search(model, tuple(plans), of, global_batch_size, sizes, vary)
+    fewer = _fewer(cluster) if objective == "cost" and global_batch_size is None else ()
+    found = one.on(cluster, on_progress)
+    if closely:
+        one.confirm(found, objective)
+    best = {candidate.plan.name: candidate for candidate in one.best_of(found, objective)}
+    for smaller_cluster in fewer:
+        for candidate in one.best_of(one.on(smaller_cluster), objective):
+            known = best.get(candidate.plan.name)
+            if known is None or _rank(candidate, objective) < _rank(known, objective):
+                best[candidate.plan.name] = candidate
+    ordered = sorted(best.values(), key=lambda candidate: _rank(candidate, objective))
+    winner = one.weighed(ordered[0]) if ordered else None
+    return SearchResult(
+        model=model,
+        cluster=cluster,
+        objective=objective,
+        winner=winner,
+        runners_up=tuple(one.weighed(candidate) for candidate in ordered[1:4]),
+        front=one.front(found),
+        rejected=one.rejected(found.strategies, ordered, cluster),
+        what_if=one.what_if(found, cluster, winner) if what_if else (),
+        num_candidates=one.num_candidates,
+        profile=of.profile.name,
+        measured=of.measured,
+    )
+
+
+def _rank(candidate: Candidate, objective: str) -> tuple[float, float, str]:
+    """Smaller is better; ties go to the faster one, then by name, so that the order is always the same."""
+    if objective == "headroom":
+        first = -float(candidate.headroom_bytes or 0)
+    elif objective == "cost":
+        first = candidate.device_seconds_per_token
+    else:
+        first = -candidate.tokens_per_s
+    return first, -candidate.tokens_per_s, candidate.plan.name
+
+
+def _fewer(cluster: Cluster) -> tuple[Cluster, ...]:
+    """The cluster with fewer nodes, or a single node with fewer devices: halves."""
+    found, devices, nodes = [], cluster.gpus_per_node, cluster.num_nodes
+    while nodes > 1:
+        nodes //= 2
+        found.append(replace(cluster, num_nodes=nodes))
+    while devices > 1:
+        devices //= 2
+        found.append(replace(cluster, num_nodes=1, gpus_per_node=devices))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Strategy:
+    """One strategy on one cluster: its memory with the smallest micro batch, and with the largest that fits."""
+
+    plan: Plan
+    smallest: Weight
+    largest: Weight | None
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What was found on one cluster: the candidates that fit, and every strategy."""
+
+    candidates: list[Candidate]
+    strategies: list[_Strategy]
+
+
+class _Search:
+    def __init__(
+        self,
+        model: ModelShape,
+        plans: tuple[Plan, ...],
+        of: Machine,
+        global_batch_size: int | None,
+        sizes: tuple[int, ...],
+        vary: bool,
+    ) -> None:
+        self.model, self.plans, self.of = model, plans, of
+        self.global_batch_size, self.vary = global_batch_size, vary
+        self.sizes = micro_batches(sizes)
+        self.num_candidates = 0
+        self._weights: dict[tuple[Plan, Cluster], Weight] = {}
+
+    def on(self, cluster: Cluster, on_progress: Callable[[int, int], None] | None = None) -> _Found:
+        """All candidates on ``cluster`` that fit."""
+        found = _Found(candidates=[], strategies=[])
+        for index, plan in enumerate(self.plans):
+            strategy = self.bisected(plan, cluster)
+            found.strategies.append(strategy)
+            known = [candidate for size in strategy.sizes if (candidate := self.timed(plan, size, cluster)) is not None]
+            found.candidates.extend(known)
+            if known and self.vary:
+                found.candidates.extend(self.faster(plan, known, cluster))
+            if on_progress is not None:
+                on_progress(index + 1, len(self.plans))
+        return found
+
+    def bisected(self, plan: Plan, cluster: Cluster) -> _Strategy:
+        """The micro batches that fit: all up to the largest, since memory never falls with a sample more.
+
+        A peak is a maximum of straight lines but for the rounding of blocks, so that beyond two sizes that fit the line
+        through them is hardly too high: what does not fit by the line needs no walk.
+        """
+        sizes = [size for size in self.sizes if self.steps(plan, size, cluster) is not None] or self.sizes[:1]
+        weights = {0: self.weight(plan, sizes[0], cluster)}
+        low, high = (0, len(sizes)) if weights[0].fits else (-1, 0)
+        second = min(_SECOND, len(sizes) - 1)
+        while low + 1 < high:
+            tried = second if len(weights) == 1 else high - 1 if len(weights) == 2 else (low + high) // 2
+            weights[tried] = self.weight(plan, sizes[tried], cluster)
+            low, high = (tried, high) if weights[tried].fits else (low, tried)
+            if low == second == tried:
+                high = min(high, _reach(sizes, second, weights[0], weights[second]))
+        return _Strategy(plan=plan, smallest=weights[0], largest=weights.get(low), sizes=tuple(sizes[: low + 1]))
+
+    def steps(self, plan: Plan, size: int, cluster: Cluster) -> int | None:
+        return accumulations(size, cluster, self.global_batch_size, plan.workload.gradient_accumulation_steps)
+
+    def weight(self, plan: Plan, size: int, cluster: Cluster) -> Weight:
+        steps = self.steps(plan, size, cluster) or plan.workload.gradient_accumulation_steps
+        return self.weigh(with_batch(plan, size, steps), cluster)
+
+    def weigh(self, plan: Plan, cluster: Cluster) -> Weight:
+        """The memory of a plan, walked once."""
+        key = (plan, cluster)
+        if key not in self._weights:
+            self._weights[key] = weigh(self.model, plan, cluster)
+        return self._weights[key]
+
+    def timed(self, plan: Plan, size: int, cluster: Cluster) -> Candidate | None:
+        """The candidate with this micro batch; None when the global batch is no multiple of it."""
+        steps = self.steps(plan, size, cluster)
+        if steps is None:
+            return None
+        self.num_candidates += 1
+        tried = with_batch(plan, size, steps)
+        return Candidate(plan=tried, cluster=cluster, time=step_time(self.model, tried, cluster, self.of))
+
+    def faster(self, plan: Plan, known: list[Candidate], cluster: Cluster) -> list[Candidate]:
+        """Variations of ``plan`` that are faster than ``known`` and fit."""
+        best = max(candidate.tokens_per_s for candidate in known)
+        sizes = [candidate.plan.workload.micro_batch_size for candidate in known]
+        tried = [
+            candidate
+            for other in list(variations(plan, self.model))[1:]
+            for size in sizes
+            if (candidate := self.timed(other, size, cluster)) is not None
+        ]
+        tried.sort(key=lambda candidate: _rank(candidate, "speed"))
+        for candidate in tried[:_WALKED]:
+            if candidate.tokens_per_s < _WORTH * best:
+                break
+            weight = self.weigh(candidate.plan, cluster)
+            if weight.fits:
+                return [_with(candidate, weight)]
+        return []
+
+    def weighed(self, candidate: Candidate) -> Candidate:
+        """The candidate with its memory."""
+        if candidate.device_bytes is not None:
+            return candidate
+        return _with(candidate, self.weigh(candidate.plan, candidate.cluster))
+
+    def confirm(self, found: _Found, objective: str) -> None:
+        """Drop candidates, best first, until the best is one that the replay of the allocator says fits."""
+        while found.candidates:
+            best = min(self.best_of(found, objective), key=lambda one: _rank(one, objective))
+            (row,) = estimate(self.model, [best.plan], best.cluster, ladder=False).plans
+            if row.verdict == FITS:
+                return
+            found.candidates[:] = [one for one in found.candidates if one.plan != best.plan]
+
+    def best_of(self, found: _Found, objective: str) -> list[Candidate]:
+        """The best candidate of each strategy."""
+        candidates = found.candidates
+        if objective == "headroom":
+            # Fewer samples are never larger: of each strategy the smallest micro batch is enough.
+            smallest: dict[str, Candidate] = {}
+            for candidate in candidates:
+                name, size = candidate.plan.name, candidate.plan.workload.micro_batch_size
+                if name not in smallest or size < smallest[name].plan.workload.micro_batch_size:
+                    smallest[name] = candidate
+            candidates = [self.weighed(candidate) for candidate in smallest.values()]
+        best: dict[str, Candidate] = {}
+        for candidate in sorted(candidates, key=lambda one: _rank(one, objective)):
+            best.setdefault(candidate.plan.name, candidate)
+        return list(best.values())
+
+    def front(self, found: _Found) -> tuple[Candidate, ...]:
+        """Candidates than which none is both faster and smaller.
+
+        Memory between the smallest and the largest micro batch is first taken from a straight line, which is hardly too
+        low (a peak is a maximum of straight lines but for rounding); those that remain are walked.
+        """
+        by_name = {strategy.plan.name: strategy for strategy in found.strategies}
+
+        def with_guess(candidate: Candidate) -> Candidate:
+            strategy = by_name[candidate.plan.name]
+            if candidate.device_bytes is not None or strategy.largest is None:
+                return candidate
+            first, last = strategy.sizes[0], strategy.sizes[-1]
+            low, high = strategy.smallest.device_bytes, strategy.largest.device_bytes
+            share = (candidate.plan.workload.micro_batch_size - first) / max(1, last - first)
+            return replace(candidate, device_bytes=round(low + share * (high - low)))
+
+        kept = front([with_guess(candidate) for candidate in found.candidates])
+        exact = [_with(one, self.weigh(one.plan, one.cluster)) for one in _spread(kept)]
+        return tuple(front(exact))
+
+    def rejected(
+        self, strategies: Sequence[_Strategy], ordered: list[Candidate], cluster: Cluster
+    ) -> tuple[Rejected, ...]:
+        """Why each other strategy was not taken."""
+        best = {candidate.plan.name: candidate for candidate in ordered}
+        found = []
+        for strategy in strategies:
+            name = strategy.plan.name
+            if ordered and ordered[0].plan.name == name:
+                continue
+            if name not in best:
+                why = strategy.smallest.why or "no micro batch makes up the global batch"
+                terms = self._terms(strategy, cluster) if strategy.smallest.why else ()
+                found.append(Rejected(strategy=name, fits=False, why=why, terms=terms))
+                continue
+            share = best[name].tokens_per_s / ordered[0].tokens_per_s - 1
+            slower = f"{abs(100 * share):.1f} % {'slower' if share <= 0 else 'faster'}"
+            found.append(Rejected(strategy=name, fits=True, why=f"{slower}; mostly {best[name].time.dominant}"))
+        return tuple(found)
+
+    def _terms(self, strategy: _Strategy, cluster: Cluster) -> tuple[tuple[str, int], ...]:
+        """The largest terms at the peak with the smallest micro batch."""
+        plan = strategy.plan
+        sizes = [size for size in self.sizes if self.steps(plan, size, cluster) is not None] or self.sizes[:1]
+        steps = self.steps(plan, sizes[0], cluster) or plan.workload.gradient_accumulation_steps
+        return largest_terms(self.model, with_batch(plan, sizes[0], steps), cluster, strategy.smallest, _TERMS)
+
+    def what_if(self, found: _Found, cluster: Cluster, winner: Candidate | None) -> tuple[WhatIf, ...]:
+        """One more device in each node; twice the host memory where that is what some strategy lacks.
+
+        Without variations, and the winner is taken without as well. The ranks may not share the wanted batch evenly
+        there: what counts is tokens a second.
+        """
+        changes = [("one more GPU in each node", replace(cluster, gpus_per_node=cluster.gpus_per_node + 1))]
+        if cluster.host_memory_bytes is not None and any(one.smallest.short_of_host for one in found.strategies):
+            doubled = replace(cluster, host_memory_bytes=2 * cluster.host_memory_bytes)
+            changes.append(("twice the host memory", doubled))
+        plain = [one for one in found.candidates if any(one.plan.zero == plan.zero for plan in self.plans)]
+        here = max((one.tokens_per_s for one in plain), default=None)
+        result = []
+        for words, other in changes:
+            alone = _Search(self.model, self._hopeful(winner), self.of, None, (), False)
+            candidates = alone.best_of(alone.on(other), "speed")
+            self.num_candidates += alone.num_candidates
+            best = min(candidates, key=lambda one: _rank(one, "speed"), default=None)
+            gain = None if best is None or here is None else best.tokens_per_s / here - 1
+            result.append(WhatIf(change=words, best=best, gain=gain))
+        return tuple(result)
+
+    def _hopeful(self, winner: Candidate | None) -> tuple[Plan, ...]:
+        """The strategies that could be the best elsewhere: the winner's, and what would beat it if it fitted."""
+        if winner is None:
+            return self.plans
+        size = winner.plan.workload.micro_batch_size
+        return tuple(
+            plan
+            for plan in self.plans
+            if plan.name == winner.plan.name
+            or (timed := self.timed(plan, size, winner.cluster)) is None
+            or timed.tokens_per_s > winner.tokens_per_s
+        )
+
+
+def _with(candidate: Candidate, weight: Weight) -> Candidate:
+    return replace(
+        candidate,
+        device_bytes=weight.device_bytes,
+        host_bytes=weight.host_bytes,
+        headroom_bytes=weight.headroom_bytes,
+    )
+
+
+def _reach(sizes: Sequence[int], second: int, first: Weight, other: Weight) -> int:
+    """The index of the first micro batch that cannot fit by the line through ``sizes[0]`` and ``sizes[second]``."""
+    slope = (other.bound_bytes - first.bound_bytes) / max(1, sizes[second] - sizes[0])
+    room = first.usable_bytes * (1 + _ROUNDING) - first.bound_bytes
+    if slope <= 0:
+        return len(sizes)
+    return sum(size - sizes[0] <= room / slope for size in sizes)
+
+
+def _spread(kept: list[Candidate]) -> list[Candidate]:
+    """At most :data:`_FRONT` of a front, both ends with it."""
+    if len(kept) <= _FRONT:
+        return kept
+    last = len(kept) - 1
+    return [kept[round(index * last / (_FRONT - 1))] for index in range(_FRONT)]

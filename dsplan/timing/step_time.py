@@ -1,0 +1,145 @@
+"""The time of one step: what the device computes, what ranks send, what the host and its memory do, and in what order.
+
+A step is g micro batches of forward and backward and one update. The host asks for kernels ahead of the device, so a
+pass takes the longer of the two (:mod:`dsplan.timing.host`, :mod:`dsplan.timing.kernels`); collectives run beside the
+passes where ``overlap_comm`` puts them on a stream of their own, else after them. What each engine moves and updates
+is in :mod:`dsplan.timing.engines`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from dsplan.hardware import Cluster
+from dsplan.model import ModelShape
+from dsplan.plan import Plan
+from dsplan.timing.engines import work_of
+from dsplan.timing.host import host_times
+from dsplan.timing.kernels import STAGE_OF_OWN_LINEAR, Kernels, kernels
+from dsplan.timing.rates import Machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """One optimizer step of every rank.
+
+    Attributes:
+        seconds: of the whole step.
+        forward_s, backward_s: of one micro batch.
+        update_s: of the step at the accumulation boundary.
+        parts: busy seconds by kind of work over the whole step; kinds that overlap add up to more than the step.
+        dominant: the part that is longest.
+        tokens_per_s: of all ranks together.
+        model_flops_utilisation: floating-point work of the model (recomputation not counted) by the peak rate of all
+            devices, 0 to 1; None where no peak rate is known.
+        measured: whether it was computed from a profile of this kind of device.
+    """
+
+    seconds: float
+    forward_s: float
+    backward_s: float
+    update_s: float
+    parts: dict[str, float]
+    dominant: str
+    tokens_per_s: float
+    model_flops_utilisation: float | None
+    measured: bool
+
+
+def step_time(model: ModelShape, plan: Plan, cluster: Cluster, machine: Machine) -> StepTime:
+    """How long a step of ``plan`` takes.
+
+    Args:
+        model: what is trained.
+        plan: the strategy and workload.
+        cluster: its ranks and nodes; the device is the machine's.
+        machine: the rates (:func:`dsplan.timing.rates.machine`).
+
+    Raises:
+        InputError: the profile lacks what the plan needs, or the model has parts without times.
+    """
+    workload, layers = plan.workload, model.num_layers
+    micro_batches = workload.gradient_accumulation_steps
+    pieces = _kernels(model, plan, machine)
+    host = host_times(machine.profile, model, plan, cluster.world_size)
+    work = work_of(model, plan, cluster, machine)
+    recomputes = workload.activation_checkpointing != "none"
+
+    forward = pieces.embedding.forward + layers * pieces.block.forward + pieces.head.forward
+    backward = pieces.embedding.backward + layers * pieces.block.backward + pieces.head.backward
+    recomputed = layers * pieces.block.forward if recomputes else 0.0
+
+    copies = work.host_copies_s(micro_batches)
+
+    def passes(*, boundary: bool) -> tuple[float, float]:
+        """Seconds of forward and backward together, and of the forward alone."""
+        first = _beside(max(host.forward, forward), work.gather_forward_s, work.overlaps)
+        gradients = work.gradient_s(boundary=boundary)
+        second = _beside(
+            backward + recomputed + work.gradient_kernels_s,
+            work.gather_backward_s + gradients,
+            work.overlaps,
+        )
+        # On the stream of the reduction: beside the kernels, or among them.
+        second = _beside(second, copies / micro_batches, work.overlaps)
+        # Asked for while the forward still runs; the wait at the end is for the later of the two.
+        return max(host.forward + host.backward, first + second), first
+
+    last, first = passes(boundary=True)
+    earlier = passes(boundary=False)[0] if micro_batches > 1 else 0.0
+    update = max(host.step, work.norm_s) + work.update_s + work.host_update_s + work.copy_back_s + work.gather_update_s
+    seconds = last + (micro_batches - 1) * earlier + update
+    boundaries = work.gradient_s(boundary=True) + (micro_batches - 1) * work.gradient_s(boundary=False)
+    products = layers * (
+        pieces.block.forward_products * (2 if recomputes else 1) + pieces.block.backward_products
+    ) + sum(piece.forward_products + piece.backward_products for piece in (pieces.embedding, pieces.head))
+    parts = {
+        "matrix products": micro_batches * products,
+        "memory-bound kernels": micro_batches * (forward + backward + recomputed - products)
+        + micro_batches * work.gradient_kernels_s,
+        "communication": micro_batches * (work.gather_forward_s + work.gather_backward_s)
+        + boundaries
+        + work.gather_update_s,
+        "optimizer on the device": work.norm_s + work.update_s,
+        "optimizer on the host": work.host_update_s,
+        "copies to and from the host": copies + work.copy_back_s,
+        "host, asking": micro_batches * (host.forward + host.backward) + host.step,
+    }
+    tokens = workload.micro_batch_size * workload.sequence_length * micro_batches * cluster.world_size
+    peak = machine.peak_flops(workload.precision)
+    flops = model_flops(model, workload.sequence_length) * tokens
+    return StepTime(
+        seconds=seconds,
+        forward_s=first,
+        backward_s=last - first,
+        update_s=update,
+        parts=parts,
+        dominant=max(parts, key=lambda name: parts[name]),
+        tokens_per_s=tokens / seconds,
+        model_flops_utilisation=None if peak is None else flops / (seconds * peak * cluster.world_size),
+        measured=machine.measured,
+    )
+
+
+def model_flops(model: ModelShape, sequence_length: int) -> float:
+    """Floating-point operations of one token, forward and backward, recomputation not counted.
+
+    6 for each weight that a token is multiplied with, and 12·L·s·a·d for attention's two products
+    (PaLM, arXiv:2204.02311, appendix B). Embeddings are looked up, not multiplied with.
+    """
+    block = sum(parameter.numel for parameter in model.block_parameters if len(parameter.shape) == 2)
+    weights = model.num_layers * block + model.vocab_size * model.hidden_size
+    attention = 12 * model.num_layers * sequence_length * model.num_attention_heads * model.head_width
+    return 6.0 * weights + attention
+
+
+def _beside(computing: float, sending: float, overlaps: bool) -> float:
+    return max(computing, sending) if overlaps else computing + sending
+
+
+def _kernels(model: ModelShape, plan: Plan, machine: Machine) -> Kernels:
+    workload = plan.workload
+    own_linear = plan.zero.stage == STAGE_OF_OWN_LINEAR and plan.zero.memory_efficient_linear
+    key = ("kernels", model, workload.micro_batch_size, workload.sequence_length, workload.precision, own_linear)
+    return machine.profile.once(key, partial(kernels, machine.profile, model, workload, own_linear=own_linear))

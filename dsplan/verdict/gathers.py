@@ -1,0 +1,122 @@
+"""Gathers: what stage 3 gathers and releases at every hook, block by block.
+
+``dsplan.engine.gathering`` tells of each hook the rise and the net change; the replay of an allocator needs each
+buffer. The rules are the coordinator's, which is only listened to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from itertools import accumulate
+
+from dsplan.engine.coordinator import Change, Coordinator, Mark, Module
+from dsplan.engine.gathering import MICRO_BATCHES
+from dsplan.engine.gathering import marks_and_saving as marks_of
+from dsplan.kernels import Kernels
+from dsplan.model import ModelShape
+from dsplan.workload import Workload
+from dsplan.zero import OffloadOptimizer, ZeroConfig
+
+#: Bytes of the buffers that a hook takes (positive) and gives back (negative), in order.
+Changes = tuple[int, ...]
+
+
+class _Listener(Coordinator):
+    """A coordinator that writes down every buffer, call by call."""
+
+    def __init__(
+        self, model: ModelShape, zero: ZeroConfig, world_size: int, element_bytes: int, kernels: Kernels
+    ) -> None:
+        super().__init__(model, zero, world_size, element_bytes, kernels)
+        self.calls: list[list[int]] = []
+        self._forgetting: list[int] = []
+
+    def leftovers(self) -> Change:
+        self.calls.append([])
+        return super().leftovers()
+
+    def partition_all(self) -> int:
+        self.calls.append([])
+        return super().partition_all()
+
+    def gather_persistent(self) -> int:
+        self.calls.append([])
+        return super().gather_persistent()
+
+    def _forget(self, module: Module, position: int) -> None:
+        self._forgetting = [self.detached[parameter] for parameter in module.saved if parameter in self.detached]
+        super()._forget(module, position)
+        self._forgetting = []
+
+    def _change(self, size: int) -> None:
+        if self._forgetting:  # several buffers go as one
+            self.calls[-1] += [-each for each in self._forgetting]
+        elif size:
+            self.calls[-1].append(size)
+        super()._change(size)
+
+
+class _Heard(list[Mark]):
+    """The hooks of a pass; taking the next one begins a call of its listener."""
+
+    def __init__(self, marks: list[Mark], listener: _Listener) -> None:
+        super().__init__(marks)
+        self._listener = listener
+
+    def __iter__(self) -> Iterator[Mark]:
+        for mark in super().__iter__():
+            self._listener.calls.append([])
+            yield mark
+
+
+def gathers(
+    model: ModelShape, zero: ZeroConfig, world_size: int, workload: Workload, kernels: Kernels, num_steps: int
+) -> list[Changes]:
+    """The changes of ``num_steps`` steps in the order in which the walk's stage 3 asks for them.
+
+    A hook that changes nothing is left out. One that takes as much as it gave back just before is not heard either: its
+    changes go with the next one's. The end of a backward pass, the release before the update and the
+    gathering after it are always there. ``num_steps`` are those of :func:`dsplan.engine.gathering.gather_steps`.
+    """
+    hooks = Workload(
+        sequence_length=1, precision=workload.precision, activation_checkpointing=workload.activation_checkpointing
+    )
+    rules = replace(zero, offload_optimizer=OffloadOptimizer())
+    micro_batches = min(workload.gradient_accumulation_steps, MICRO_BATCHES)
+    return list(_gathers(model, rules, world_size, hooks, kernels, micro_batches, num_steps))
+
+
+@lru_cache(maxsize=64)
+def _gathers(
+    model: ModelShape,
+    zero: ZeroConfig,
+    world_size: int,
+    hooks: Workload,
+    kernels: Kernels,
+    micro_batches: int,
+    num_steps: int,
+) -> tuple[Changes, ...]:
+    marks, saving = marks_of(model, hooks, kernels, saves_weights=not zero.memory_efficient_linear)
+    listener = _Listener(model, zero, world_size, hooks.element_bytes, kernels)
+    found: list[Changes] = []
+    for _ in range(num_steps):
+        for _ in range(micro_batches):
+            listener.calls = []
+            listener.run(_Heard(marks, listener), saving)
+            unheard: Changes = ()
+            for call in listener.calls:
+                if sum(call) or max(accumulate(call), default=0) > 0:
+                    found.append((*unheard, *call))
+                    unheard = ()
+                else:
+                    unheard += tuple(call)
+            listener.calls = []
+            listener.leftovers()
+            found.append((*unheard, *listener.calls[0]))
+        listener.calls = []
+        listener.partition_all()
+        listener.gather_persistent()
+        found += [tuple(call) for call in listener.calls]
+    return tuple(found)

@@ -1,0 +1,44 @@
+"""Operations: what a rank asks of its device, as a list that the allocator's replay takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsplan.ledger import Term
+
+#: What an operation's first number says when it is no size.
+RELEASE, EMPTY_CACHE = -1, -2
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a stretch of a trace begins: a step, its phase, and the moment within it."""
+
+    operation: int
+    step: str
+    phase: str
+    moment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests and releases in order.
+
+    Attributes:
+        operations: ``(bytes, stream)`` asks for memory, ``(RELEASE, i)`` returns what operation i asked for,
+            ``(EMPTY_CACHE, 0)`` empties the allocator's cache.
+        terms: of each request its term, by operation; None for the others.
+        moments: where steps, phases and moments begin, in order.
+        steps: the operation with which each step begins.
+        repeats_from: the step from which on all ask for the same.
+    """
+
+    operations: list[tuple[int, int]]
+    terms: list[Term | None]
+    moments: list[Moment]
+    steps: tuple[int, ...] = ()
+    repeats_from: int = 0
+
+    def moment_of(self, operation: int) -> Moment:
+        """Where ``operation`` belongs."""
+        return next(moment for moment in reversed(self.moments) if moment.operation <= operation)

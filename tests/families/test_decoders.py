@@ -1,0 +1,188 @@
+"""The programs of transformers' decoders: nothing is left behind, every parameter gets its gradient, sizes add up.
+
+Legend: e bytes of an element, A = b·s·h, the residual stream's elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dsplan.activations import Programs, not_covered, programs
+from dsplan.decoders.covered import CLASSES
+from dsplan.errors import InputError
+from dsplan.families import FAMILIES
+from dsplan.kernels import EFFICIENT, Kernels
+from dsplan.model import ModelShape
+from dsplan.modelfile import shape_from_config
+from dsplan.tape import ALLOC, FREE, GRADIENT, Event
+from dsplan.workload import Workload
+from tests.families.shapes import SMALL
+from tests.tapes import EXACT, levels, net
+
+_BASE: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+    "max_position_embeddings": 128,
+}
+_WIDE = {**_BASE, "head_dim": 32}
+#: A small decoder of every class that the formulas cover.
+COVERED: dict[str, dict[str, Any]] = {
+    "gpt2": {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 50, "n_positions": 128},
+    "gpt_neox": {**_BASE, "model_type": "gpt_neox", "num_attention_heads": 2},
+    "gpt_neox, in sequence": {**_BASE, "model_type": "gpt_neox", "use_parallel_residual": False, "hidden_dropout": 0.1},
+    "stablelm": {**_BASE, "model_type": "stablelm", "num_attention_heads": 2},
+    "opt": {**_BASE, "model_type": "opt", "ffn_dim": 96},
+    "llama": {**_BASE, "model_type": "llama"},
+    "llama with biases": {**_BASE, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama, all heads": {**_BASE, "model_type": "llama", "num_key_value_heads": 4},
+    "mistral": {**_BASE, "model_type": "mistral"},
+    "qwen2": {**_BASE, "model_type": "qwen2"},
+    "qwen3": {**_WIDE, "model_type": "qwen3"},
+    "gemma": {**_WIDE, "model_type": "gemma"},
+    "gemma2": {**_WIDE, "model_type": "gemma2"},
+    "gemma3_text": {**_WIDE, "model_type": "gemma3_text"},
+    "phi3": {**_BASE, "model_type": "phi3"},
+    "mixtral": {**_BASE, "model_type": "mixtral", "num_local_experts": 4},
+    "qwen3_moe": {**_BASE, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2},
+}
+EAGER = [
+    name for name, config in COVERED.items() if config["model_type"] not in ("gpt2", "gpt_neox", "stablelm", "opt")
+]
+
+
+def shape(name: str, **changes: Any) -> ModelShape:
+    return shape_from_config({**COVERED[name], **changes}, where=name, name=name)
+
+
+def workload(**changes: Any) -> Workload:
+    return Workload(**{"micro_batch_size": 2, "sequence_length": 32, **changes})
+
+
+def everything(pieces: Programs, layers: int) -> list[Event]:
+    """All events of a forward and a backward."""
+    block = pieces.block
+    return [
+        *pieces.embedding.forward,
+        *block.forward * layers,
+        *pieces.head.forward,
+        *pieces.head.backward,
+        *block.backward * layers,
+        *pieces.embedding.backward,
+    ]
+
+
+def test_every_covered_class_is_here() -> None:
+    classes = {shape(name).decoder.causal_lm for name in COVERED}  # type: ignore[union-attr]
+    assert classes == CLASSES
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "torch", "deepspeed"])
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("name", COVERED)
+def test_nothing_is_left_but_the_gradients(name: str, checkpointing: str, in_place: bool) -> None:
+    kernels = Kernels(block_bytes=1, whole_segments=False, accumulates_in_place=in_place)
+    for changes in ({}, {"attn_implementation": "eager"}):
+        if changes and name not in EAGER:
+            continue
+        model = shape(name, tie_word_embeddings=False, **changes)
+        pieces = programs(model, workload(activation_checkpointing=checkpointing), kernels)
+        events = everything(pieces, model.num_layers)
+        assert net(events) == 2 * model.num_parameters
+        level = 0
+        for kind, size, _ in events:
+            level += size if kind == ALLOC else -size if kind == FREE else 0
+            assert level >= 0
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_every_parameter_gets_its_gradient_once(name: str) -> None:
+    model = shape(name)
+    pieces = programs(model, workload(), EXACT)
+
+    def gradients(events: tuple[Event, ...]) -> list[str]:
+        return [str(what) for kind, _, what in events if kind == GRADIENT]
+
+    assert sorted(gradients(pieces.block.backward)) == sorted(each.name for each in model.block_parameters)
+    ends = [*gradients(pieces.head.backward), *gradients(pieces.embedding.backward)]
+    assert sorted(ends) == sorted(each.name for each in (*model.embedding_parameters, *model.head_parameters))
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_a_checkpointed_block_keeps_its_output_in_place_of_its_input(name: str) -> None:
+    model = shape(name)
+    pieces = programs(model, workload(activation_checkpointing="torch"), EXACT)
+    # The input that a checkpoint keeps is the output of the block before, which that one gave away.
+    assert net(pieces.block.forward) == 2 * 2 * 32 * model.hidden_size
+
+
+def test_a_llama_block_keeps_the_closed_formula() -> None:
+    e, b, s, h, f, heads, groups, d = 2, 2, 32, 64, 96, 4, 2, 16
+    kept = net(programs(shape("llama"), workload(), EXACT).block.forward)
+    tokens = b * s
+    norms = 2 * tokens * (4 * h + 2 * e * h + 4)  # x in fp32, scaled, the output, 1/rms
+    attention = e * tokens * d * (2 * heads + 2 * groups) + 4 * b * heads * s + 16  # q, k, v, output; log-sum-exp
+    mlp = 4 * e * tokens * f  # gate, its activation, up, product
+    # The stream comes and goes: a block's output takes the place of its input, which no block saves.
+    assert kept == norms + attention + mlp
+
+
+def test_the_head_keeps_log_probabilities_in_fp32() -> None:
+    model = shape("llama")
+    pieces = programs(model, workload(), EXACT)
+    tokens, v = 64, model.vocab_size
+    stream = 2 * tokens * model.hidden_size
+    freed = 2 * stream  # the last block's output, and the embedding, which its name kept
+    norm = 4 * tokens * model.hidden_size + 2 * stream + 4 * tokens
+    assert net(pieces.head.forward) == norm + 4 * tokens * v + 8 * tokens + 2 * 4 - freed
+    # The highest: logits, their copy in fp32, and the log-probabilities.
+    assert levels(pieces.head.forward)[1] >= tokens * v * (2 + 4 + 4)
+
+
+def test_a_mixture_keeps_rows_of_all_experts_of_a_token() -> None:
+    config = {**COVERED["mixtral"], "num_experts_per_tok": 1}
+    one = net(programs(shape_from_config(config, where="x"), workload(), EXACT).block.forward)
+    two = net(programs(shape("mixtral"), workload(), EXACT).block.forward)
+    tokens, h, f = 64, 64, 96
+    rows = tokens * 2 * (h + h + 2 * f + f + f)  # gathered, down; gate_up, activation, product
+    routes = tokens * (8 + 4 + 8 + 8 + 4 + 8)  # indices, values, permutation, tokens, weights, inverse
+    assert two - one == rows + routes
+
+
+@pytest.mark.parametrize("name", sorted({*SMALL}))
+def test_what_is_not_covered_says_so_and_offers_the_dry_run(name: str) -> None:
+    model = shape_from_config(SMALL[name], where=name)
+    why = not_covered(model, workload())
+    if why is None:
+        assert model.decoder is not None
+        assert model.decoder.causal_lm in CLASSES
+        programs(model, workload(), EXACT)
+        return
+    with pytest.raises(InputError) as caught:
+        programs(model, workload(), EXACT)
+    assert why in str(caught.value)
+    assert "dsplan verify --device fake" in str(caught.value)
+
+
+def test_windows_shorter_than_the_sample_are_left_to_the_dry_run() -> None:
+    model = shape("mistral", sliding_window=16)
+    assert "a window of 16 tokens and samples of 32" in str(not_covered(model, workload()))
+    assert not_covered(model, workload(sequence_length=15)) is None
+    assert not_covered(shape("mistral", sliding_window=16, attn_implementation="eager"), workload()) is None
+
+
+def test_grouped_heads_have_no_fused_kernel_in_fp32() -> None:
+    with pytest.raises(InputError, match="no fused kernel"):
+        programs(shape("llama"), workload(precision="fp32"), EXACT)
+    programs(shape("llama, all heads"), workload(precision="fp32"), EXACT)
+    with pytest.raises(InputError, match="no fused kernel"):
+        programs(shape("llama"), workload(), Kernels(fused_attention=EFFICIENT))
+
+
+def test_every_family_is_covered_or_not() -> None:
+    assert {config["model_type"] for config in COVERED.values()} < set(FAMILIES)

@@ -1,0 +1,174 @@
+"""Time every stage over a ladder of micro batches: ``python -m tests.gpu.regret OUTPUT.json [--seconds S]``.
+
+Settings of one rank run side by side, one to a GPU; those of several ranks after them. Every second setting goes to
+OUTPUT.unseen.json, which nobody looks at while the model of step time is made. A process that hangs or dies is
+started again with what is left. ``--tiny --device cpu`` tries the machinery.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from runner.environment import child_environment
+from runner.launch import free_port
+from runner.orphan import PARENT_PID
+from runner.spec import RunSpec
+from tests.gpu.regret_settings import SETTINGS, TINY, Setting
+
+STALL_S, COMPILING_S = 50.0, 300.0
+
+
+class Lane:
+    """Some settings on some GPUs, in one process per rank."""
+
+    def __init__(self, settings: list[Setting], gpus: list[int], device: str, deadline: float, folder: Path) -> None:
+        self.jobs = [(setting.name, strategy) for setting in settings for strategy in setting.strategies]
+        self.gpus, self.device, self.deadline, self.folder = gpus, device, deadline, folder
+        self.ranks = settings[0].ranks if settings else 0
+        self.rows: list[dict[str, Any]] = []
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.starts = 0
+        self.start()
+
+    def start(self) -> None:
+        if not self.jobs or time.monotonic() > self.deadline:
+            return
+        self.starts += 1
+        stem = f"{'-'.join(map(str, self.gpus))}-{self.ranks}-{self.starts}"
+        self.output, jobs = self.folder / f"{stem}.jsonl", self.folder / f"{stem}.json"
+        self.log = self.folder / f"{stem}.log"
+        self.output.touch()
+        jobs.write_text(json.dumps(self.jobs))
+        spec = RunSpec(model={}, ds_config={}, sequence_length=1, device=self.device, gpus=self.ranks)
+        env = {**child_environment(spec, os.environ), PARENT_PID: str(os.getpid()), "OMP_NUM_THREADS": "12"}
+        if self.device == "cpu":
+            env["OMP_NUM_THREADS"] = "1"
+        else:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.gpus))
+            env.pop("DSPLAN_VISIBLE_DEVICES", None)
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(self.ranks)}
+        seconds = str(max(1.0, self.deadline - time.monotonic()))
+        command = [sys.executable, "-m", "tests.gpu.regret_rank", self.device, str(jobs), str(self.output), seconds]
+        self.children = [
+            subprocess.Popen(
+                command,
+                env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(self.ranks)},
+                stdout=self.log.open("ab"),
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            for rank in range(self.ranks)
+        ]
+        self.seen, self.heard = 0, time.monotonic()
+        self.ready = False
+
+    def poll(self) -> bool:
+        """Read what there is; start again after a death or a stall. False when the lane is done."""
+        if not self.children:
+            return False
+        lines = self.output.read_text().splitlines(keepends=True)
+        for line in lines[self.seen :]:
+            if not line.endswith("\n"):
+                break
+            self.seen, self.heard = self.seen + 1, time.monotonic()
+            self.take(json.loads(line))
+        alive = [child for child in self.children if child.poll() is None]
+        late = time.monotonic() - self.heard > (STALL_S if self.ready else COMPILING_S)
+        over = time.monotonic() > self.deadline + 30
+        if alive and not late and not over and len(alive) == len(self.children):
+            return True
+        if any(row.get("status") == "end" for row in self.rows[-3:]) and not over:
+            self.end()
+            return False
+        code = [child.poll() for child in self.children]
+        self.end()
+        if over:
+            return False
+        if self.starts > 6:
+            print(f"gives up: {self.log.read_text(errors='replace')[-2500:]}", flush=True)
+            return False
+        print(
+            f"restart after {code} {'stall' if late else ''}: {self.log.read_text(errors='replace')[-1500:]}",
+            flush=True,
+        )
+        if self.jobs and self.ready and self.running == self.jobs[0]:  # whatever killed it would kill it again
+            self.rows.append({"setting": self.jobs[0][0], "strategy": self.jobs[0][1], "status": "died"})
+            self.jobs.pop(0)
+        self.start()
+        return bool(self.children)
+
+    running: tuple[str, str] | None = None
+
+    def take(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        job = (row.get("setting", ""), row.get("strategy", ""))
+        if row["status"] == "ready":
+            self.ready = True
+        elif row["status"] == "started":
+            while self.jobs and self.jobs[0] != job:  # an earlier one had nothing that could fit
+                self.jobs.pop(0)
+            self.running = job
+        elif row["status"] == "done" and self.jobs and self.jobs[0] == job:
+            self.jobs.pop(0)
+            self.running = None
+        if row["status"] in ("ok", "oom", "error", "done"):
+            shown = {key: row[key] for key in ("micro_batch_size", "seconds", "whole_s", "message") if key in row}
+            print(f"{row['setting']:20} {row['strategy']:20} {row['status']:6} {shown}", flush=True)
+
+    def end(self) -> None:
+        for child in self.children:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+        self.children = []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--seconds", type=float, default=480)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    begun = time.monotonic()
+    settings = TINY if arguments.tiny else SETTINGS
+    folder = Path(tempfile.mkdtemp(prefix="regret-"))
+    single = [setting for setting in settings if setting.ranks == 1]
+    several = [setting for setting in settings if setting.ranks > 1]
+    rows: list[dict[str, Any]] = []
+
+    def save() -> None:
+        kept = [row for row in rows if "setting" in row and row["status"] not in ("started", "done")]
+        for offset, path in ((0, arguments.output), (1, arguments.output.with_suffix(".unseen.json"))):
+            names = [setting.name for setting in settings[offset::2]]
+            document = [row for row in kept if row["setting"] in names]
+            path.write_text(json.dumps(document, indent=0) + "\n")
+
+    until = begun + 0.45 * arguments.seconds
+    lanes = [Lane(single[index::2], [index], arguments.device, until, folder) for index in range(2)]
+    done: list[Lane] = []
+    turn = 0
+    while lanes:
+        for lane in list(lanes):
+            if not lane.poll():
+                lanes.remove(lane)
+                done.append(lane)
+        rows = [row for lane in (*done, *lanes) for row in lane.rows]
+        save()
+        time.sleep(0.3)
+        if not lanes and turn == 0 and several:
+            turn = 1
+            lanes = [Lane(several, [0, 1], arguments.device, begun + arguments.seconds, folder)]
+    print(f"{sum(row['status'] == 'ok' for row in rows)} measured in {time.monotonic() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""One rank of the regret measurement: times plan after plan in one process (``tests.gpu.regret`` starts it).
+
+``python -m tests.gpu.regret_rank DEVICE JOBS.json OUTPUT.jsonl SECONDS``. A job is a setting and a plan; a line of
+output is one micro batch of it, or what a job ended with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+
+from dsplan.catalogue import accelerator
+from dsplan.dsconfig.emit import emit
+from dsplan.kernels import kernels_of
+from dsplan.walk import walk
+from runner.device import Device, open_device
+from runner.orphan import exit_with_parent
+from runner.spec import RunSpec
+from runner.timed_engine import TimedEngine
+from tests.gpu.regret_settings import SETTINGS, TINY, Setting
+
+LONG_S = 0.4  # a step that is expected to take longer is timed fewer times
+
+
+class Rank:
+    def __init__(self, device: Device, output: Path, deadline: float) -> None:
+        self.device = device
+        self.output = output
+        self.deadline = deadline
+        self.cuda = device.torch_device().type == "cuda"
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+    def say(self, **row: Any) -> None:
+        if self.rank == 0 or row.get("status") == "error":
+            with self.output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def agree(self, value: bool) -> bool:
+        """Whether ``value`` holds on any rank."""
+        if self.world_size == 1:
+            return value
+        flag = torch.tensor([int(value)], device=self.device.torch_device())
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def job(self, setting: Setting, name: str) -> None:
+        model = setting.model_shape()
+        plan = next(plan for plan in setting.plans() if plan.name == name)
+        common = {"setting": setting.name, "strategy": name}
+        self.say(**common, status="started")
+        predicted = {}
+        for size in setting.micro_batch_sizes:
+            tried = next(plan for plan in setting.plans(size) if plan.name == name)
+            result = walk(model, tried, setting.ranks, kernels_of(accelerator("h200")))
+            predicted[size] = max(step.peak_bytes for step in result.steps)
+        sizes = [size for size in setting.micro_batch_sizes if not self.cuda or predicted[size] <= setting.cap_bytes]
+        for size in setting.micro_batch_sizes:
+            if size not in sizes:
+                self.say(**common, micro_batch_size=size, status="beyond", predicted_bytes=predicted[size])
+        if not sizes:
+            return
+        engine: TimedEngine | None = None
+        size = sizes[0]
+        begun = time.monotonic()
+        try:
+            if self.cuda:
+                torch.cuda.set_per_process_memory_fraction(1.0)
+            engine = TimedEngine(
+                model.to_config(),
+                emit(plan, model, setting.cluster),
+                checkpointing=plan.workload.activation_checkpointing,
+                device=self.device,
+                limit=(lambda: self.device.limit(setting.cap_bytes)) if self.cuda else None,
+            )
+            built = time.monotonic() - begun
+            for size in sizes:
+                if self.agree(time.monotonic() > self.deadline):
+                    self.say(**common, micro_batch_size=size, status="out of time")
+                    break
+                if self.cuda:
+                    torch.cuda.empty_cache()
+                    self.device.reset_peak()
+                expected = 6 * model.num_parameters * size * setting.sequence_length / 3e14
+                times = engine.time(
+                    size,
+                    setting.sequence_length,
+                    warmup=3 if size == sizes[0] else 1,
+                    steps=2 if expected > LONG_S else 4,
+                )
+                peak = self.device.peak() if self.cuda else None
+                self.say(
+                    **common,
+                    micro_batch_size=size,
+                    status="ok",
+                    predicted_bytes=predicted[size],
+                    peak_allocated_bytes=peak.allocated_bytes if peak else None,
+                    peak_reserved_bytes=peak.reserved_bytes if peak else None,
+                    seconds=times.seconds,
+                    forward_s=times.forward_s,
+                    backward_s=times.backward_s,
+                    step_s=times.step_s,
+                    built_s=built,
+                )
+        except Exception as error:
+            if "out of memory" not in str(error):
+                self.say(**common, status="error", message=f"{type(error).__name__}: {str(error)[:400]}")
+                raise
+            self.say(**common, micro_batch_size=size, status="oom", predicted_bytes=predicted[size])
+        if engine is not None:
+            engine.close()
+        left = self.device.memory().allocated_bytes if self.cuda else 0
+        self.say(**common, status="done", left_bytes=left, whole_s=time.monotonic() - begun)
+        if self.agree(left > 2**30):  # what a broken engine leaves would count against the next one
+            self.say(status="unclean")
+            raise SystemExit(9)
+
+
+def main() -> None:
+    exit_with_parent()
+    kind, jobs, output, seconds = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3]), sys.argv[4]
+    begun = time.monotonic()
+    world_size = int(os.environ["WORLD_SIZE"])
+    device = open_device(RunSpec(model={}, ds_config={}, sequence_length=1, device=kind, gpus=world_size))
+    import deepspeed
+
+    from runner.calibrate_rank import _load_operators
+
+    deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
+    _load_operators(int(os.environ["RANK"]))
+    by_name = {setting.name: setting for setting in (*SETTINGS, *TINY)}
+    rank = Rank(device, output, begun + float(seconds))
+    rank.say(status="ready")
+    for setting, strategy in jobs:
+        if rank.agree(time.monotonic() > rank.deadline):
+            break
+        rank.job(by_name[setting], strategy)
+    rank.say(status="end")
+    sys.stdout.flush()
+    os._exit(0)  # nothing of value is left, and a process group may take its time to go
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Which records were looked at before the formulas were done, and which were not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+import pytest
+from _pytest.mark.structures import ParameterSet
+
+from tests.gpu.cases import SETS
+
+#: Sets of tests/gpu/cases.py whose errors were looked at before formulas and dry run were done. The first was used to
+#: write the formulas; the second and third changed nothing, but their errors were printed. Later sets are unseen.
+SEEN_SETS = ("first", "second", "third")
+SEEN, UNSEEN = "seen", "unseen"
+
+
+@cache
+def set_of(name: str) -> str:
+    """The set of cases that a record was made of.
+
+    Raises:
+        LookupError: it is in none, so that nobody could say whether it was seen.
+    """
+    for title, cases in SETS.items():
+        if any(case.name == name for case in cases):
+            return title
+    raise LookupError(f"{name}: a record of no set in tests/gpu/cases.py, so nobody knows which half it belongs to")
+
+
+def half_of(name: str) -> str:
+    """:data:`SEEN` or :data:`UNSEEN`."""
+    return half_of_set(set_of(name))
+
+
+def half_of_set(title: str) -> str:
+    """The half that a whole set belongs to."""
+    return SEEN if title in SEEN_SETS else UNSEEN
+
+
+#: Records further off than was asked for, found when the unseen half was opened, and why as far as it is known:
+#: of the dry run, and of the formulas. Tests expect them to be; one that no longer is goes from here.
+WATCHDOG = (
+    "torch gives a collective's tensors back at its wait, or earlier when its watchdog happens to look "
+    "(torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp): the record's own steps and ranks differ by 9 %, and what is "
+    "predicted is the most that can be held"
+)
+DRY_RUN_OUTSIDE = {
+    "1.7B-z3-offload-param-ckpt-n2": WATCHDOG,
+    "453M-z3-fp32-n1": "48 MiB more in every backward pass than the dry run's; not explained",
+}
+FORMULAS_OUTSIDE = {"1.7B-z3-offload-param-ckpt-n2": WATCHDOG}
+
+
+def expecting(names: Iterable[str], outside: Mapping[str, str]) -> list[ParameterSet]:
+    """``names`` as parameters of a test, of which those that are ``outside`` must fail."""
+    return [
+        pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=outside[name])] if name in outside else [])
+        for name in names
+    ]

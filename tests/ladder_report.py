@@ -1,0 +1,160 @@
+"""The verdict against ladders that were climbed on real GPUs: ``python -m tests.ladder_report [--unseen]``.
+
+``tests/gpu/ladders.py`` made the records. Each rung is judged with its cap as what the device offers to torch's
+allocator, by the code that ``dsplan estimate`` judges with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsplan.allocator import parse_settings
+from dsplan.catalogue import accelerator
+from dsplan.engine import candidate_ranks
+from dsplan.kernels import kernels_of
+from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, Candidates, Pressed, firmly, press
+from dsplan.verdict.trace import trace
+from dsplan.walk import capacity_of, walk
+from tests.gpu.ladder_settings import SETTINGS, Setting
+
+DATA = Path(__file__).parent / "data"
+SEEN, UNSEEN = DATA / "ladders.json", DATA / "ladders.unseen.json"
+DEVICE = "h200"  # on which the records were made
+LIVED = "survived"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedRung:
+    """One rung: what happened and what the verdict says; bytes of the allocator."""
+
+    size: int
+    lived: bool
+    pressed: Pressed
+
+    @property
+    def is_broken_promise(self) -> bool:
+        return self.pressed.verdict == FITS and not self.lived
+
+    @property
+    def is_refusal(self) -> bool:
+        """It ran, and was called ``does not fit``."""
+        return self.pressed.verdict == DOES_NOT_FIT and self.lived
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedLadder:
+    name: str
+    cap_bytes: int
+    largest_that_lived: int
+    is_closed: bool
+    rungs: list[JudgedRung] = field(default_factory=list)
+
+    @property
+    def largest_that_fits(self) -> int:
+        """The largest of the rungs that are called ``fits``."""
+        return max((rung.size for rung in self.rungs if rung.pressed.verdict == FITS), default=0)
+
+
+def candidates_of(setting: Setting, size: int) -> tuple[Candidates, int]:
+    """The traces of one rung, and its peak of allocated memory by the formulas."""
+    case, device = setting.with_micro_batch(size), accelerator(DEVICE)
+    model, plan, kernels = case.model_shape(), case.plan(), kernels_of(device)
+    capacity = capacity_of(device, case.gpus)
+    walked = walk(model, plan, case.gpus, kernels, capacity_bytes=capacity)
+    ranks = candidate_ranks(model, plan, case.gpus)
+    candidates = Candidates(
+        ranks,
+        lambda rank, skipped: trace(
+            model, plan, case.gpus, kernels, rank=rank, capacity_bytes=capacity, skipped=skipped
+        ),
+        parse_settings(setting.allocator),
+        skips=case.precision == "fp16" and case.stage > 0,
+    )
+    return candidates, max(step.peak_bytes for step in walked.steps)
+
+
+def judged_rung(setting: Setting, size: int, offered_bytes: int, *, closely: bool = False) -> Pressed:
+    """As ``dsplan estimate`` judges, with so much for torch's allocator."""
+    candidates, peak = candidates_of(setting, size)
+    pressed = press(candidates, peak, offered_bytes, closely=closely)
+    return firmly(pressed, peak, size, lambda smaller: candidates_of(setting, smaller))
+
+
+def judge(document: dict[str, Any], *, closely: bool = False) -> list[JudgedLadder]:
+    """Every rung of a record that lived or died."""
+    settings = {setting.name: setting for setting in SETTINGS}
+    found = []
+    for ladder in document["ladders"]:
+        setting = settings[ladder["name"]]
+        lived, died = ladder["largest_that_lived"], ladder["smallest_that_died"]
+        judged = JudgedLadder(
+            name=setting.name,
+            cap_bytes=ladder["cap_bytes"],
+            largest_that_lived=lived,
+            is_closed=died is not None and died == lived + 1,
+        )
+        for rung in ladder["rungs"]:
+            if rung["outcome"] == "failed":
+                continue
+            size = rung["micro_batch_size"]
+            pressed = judged_rung(setting, size, ladder["cap_bytes"], closely=closely)
+            judged.rungs.append(JudgedRung(size=size, lived=rung["outcome"] == LIVED, pressed=pressed))
+        found.append(judged)
+    return found
+
+
+def summary(ladders: list[JudgedLadder]) -> dict[str, Any]:
+    """The issue's questions, answered."""
+    rungs = [rung for ladder in ladders for rung in ladder.rungs]
+    closed = [ladder for ladder in ladders if ladder.is_closed]
+    exact = [ladder for ladder in closed if ladder.largest_that_fits == ladder.largest_that_lived]
+    verdicts = Counter((rung.pressed.verdict, rung.lived) for rung in rungs)
+    return {
+        "ladders": len(ladders),
+        "closed": len(closed),
+        "rungs": len(rungs),
+        "broken_promises": sum(rung.is_broken_promise for rung in rungs),
+        "most_refusals_on_a_ladder": max((sum(r.is_refusal for r in ladder.rungs) for ladder in ladders), default=0),
+        "refusals": sum(rung.is_refusal for rung in rungs),
+        "exact": len(exact),
+        "exact_percent": 100 * len(exact) / len(closed) if closed else None,
+        "verdicts": {f"{verdict}, {'lived' if lived else 'died'}": n for (verdict, lived), n in verdicts.items()},
+    }
+
+
+def _line(ladder: JudgedLadder) -> str:
+    signs = {FITS: "f", TIGHT: "t", DOES_NOT_FIT: "n"}
+    rungs = " ".join(
+        f"{rung.size}{signs[rung.pressed.verdict]}{'+' if rung.lived else '-'}"
+        + ("!!" if rung.is_broken_promise else "?" if rung.is_refusal else "")
+        for rung in ladder.rungs
+    )
+    same = "=" if ladder.largest_that_fits == ladder.largest_that_lived else "x"
+    closed = "" if ladder.is_closed else " (open)"
+    return (
+        f"{ladder.name:32} {ladder.cap_bytes / 2**30:5.1f} GiB  lived {ladder.largest_that_lived:3}"
+        f" fits {ladder.largest_that_fits:3} {same}{closed}  {rungs}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--unseen", action="store_true", help="the ladders that nobody looked at while it was made")
+    parser.add_argument("--file", type=Path)
+    arguments = parser.parse_args()
+    path = arguments.file or (UNSEEN if arguments.unseen else SEEN)
+    ladders = judge(json.loads(path.read_text(encoding="utf-8")))
+    for ladder in ladders:
+        sys.stdout.write(_line(ladder) + "\n")
+    sys.stdout.write("f fits, t tight, n does not fit; + lived, - died; !! broken promise, ? refused\n")
+    sys.stdout.write(json.dumps(summary(ladders), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

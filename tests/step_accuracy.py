@@ -1,0 +1,136 @@
+"""Hold the model of step time against the committed records: ``python -m tests.step_accuracy [PROFILE.json]``.
+
+Prints one line a record and the errors by kind. Of the nominal profile the records that its host comes from (*) are
+left out of the errors.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsplan.catalogue import accelerator
+from dsplan.dsconfig.read import read_document
+from dsplan.hardware import Cluster
+from dsplan.measurement import Measurement, read_measurement
+from dsplan.modelfile import shape_from_config
+from dsplan.plan import Plan
+from dsplan.timing.nominal import catalogue
+from dsplan.timing.profile import Profile, read_profile
+from dsplan.timing.rates import Machine, machine
+from dsplan.timing.step_time import StepTime, step_time
+from tests.regret import spearman
+
+MEASURED = Path(__file__).parent / "data" / "measured"
+
+
+def measured_seconds(measurement: Measurement) -> float:
+    """The fastest steady step of rank 0: other runs shared the machine, which makes steps longer, never shorter.
+
+    Steady is every step that updated, but for the first, which makes optimizer states, and at stage 3 the second, which
+    is the first to prefetch.
+    """
+    steps = [step.seconds for step in measurement.ranks[0].steps if not step.skipped]
+    return min(steps[2 if measurement.configuration.prefetches else 1 :] or steps[-1:])
+
+
+def predicted(measurement: Measurement, of: Machine) -> StepTime:
+    configuration = measurement.configuration
+    model = shape_from_config(dict(configuration.model), where="record", name=configuration.model_name)
+    read = read_document(
+        configuration.ds_config,
+        path=Path("record"),
+        world_size=configuration.world_size,
+        sequence_length=configuration.workload.sequence_length,
+        activation_checkpointing=configuration.workload.activation_checkpointing,
+    )
+    plan = Plan(
+        name=configuration.strategy,
+        zero=read.plan.zero,
+        workload=configuration.workload,
+        gradient_clipping=read.plan.gradient_clipping,
+        torch_adam=read.plan.torch_adam,
+    )
+    return step_time(model, plan, Cluster(gpus_per_node=configuration.world_size), of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One record: seconds of a step, measured and predicted; ``host``: the nominal profile's host comes from it."""
+
+    name: str
+    kind: str
+    measured: float
+    predicted: StepTime
+    host: bool
+
+    @property
+    def error(self) -> float:
+        return self.predicted.seconds / self.measured - 1
+
+
+KINDS = ("stages 0 to 2", "stage 3", "offload")
+
+
+def rows(profile: Profile | None = None) -> list[Row]:
+    """Every committed record against ``profile``; None is the nominal one."""
+    of = machine(accelerator("h200"), profile)
+    used = {row["record"] for row in catalogue()["host"]["rows"]} if profile is None else set()
+    found = []
+    for path in sorted(MEASURED.glob("*.json")):
+        measurement = read_measurement(path)
+        zero = measurement.configuration.ds_config.get("zero_optimization", {})
+        offloaded = any(
+            zero.get(name, {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")
+        )
+        found.append(
+            Row(
+                name=path.stem,
+                kind=KINDS[2] if offloaded else KINDS[1] if zero.get("stage") == 3 else KINDS[0],
+                measured=measured_seconds(measurement),
+                predicted=predicted(measurement, of),
+                host=path.stem in used,
+            )
+        )
+    return found
+
+
+def summary(found: Sequence[Row]) -> list[str]:
+    """A Markdown table: errors by kind, and the order of all; records that the profile was made of are left out."""
+    apart = [row for row in found if not row.host]
+    lines = [
+        "| records | number | median of the absolute error | worst | too fast by in the median |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in ("all", *KINDS):
+        errors = [row.error for row in apart if kind in ("all", row.kind)]
+        middle = statistics.median(abs(error) for error in errors)
+        worst, bias = max(errors, key=abs), statistics.median(errors)
+        lines.append(f"| {kind} | {len(errors)} | {100 * middle:.1f} % | {100 * worst:+.1f} % | {-100 * bias:.1f} % |")
+    correlation = spearman([row.predicted.seconds for row in apart], [row.measured for row in apart])
+    return [
+        *lines,
+        "",
+        f"Spearman's rank correlation of predicted and measured seconds over all of them: {correlation:.3f}.",
+    ]
+
+
+def main() -> None:
+    profile: Profile | None = read_profile(sys.argv[1]) if len(sys.argv) > 1 else None
+    found = rows(profile)
+    for row in found:
+        time = row.predicted
+        parts = ", ".join(f"{name[:9]} {1e3 * seconds:.0f}" for name, seconds in time.parts.items() if seconds > 5e-4)
+        sys.stdout.write(
+            f"{row.name:36}{'*' if row.host else ' '}{1e3 * row.measured:7.1f} ms  predicted {1e3 * time.seconds:7.1f}"
+            f"  {100 * row.error:+6.1f} %  [{1e3 * time.forward_s:.0f} {1e3 * time.backward_s:.0f} "
+            f"{1e3 * time.update_s:.0f}] {parts}\n"
+        )
+    sys.stdout.write("\n".join(summary(found)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Calibration on the CPU: its rows are what a profile wants, and failures of its ranks are told."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dsplan.errors import EXIT_BAD_INPUT, RunError
+from dsplan.records import mistakes
+from tests.timing import profiles
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def bench() -> object:
+    from runner.calibrate_kernels import Bench
+    from runner.device import open_device
+    from runner.spec import RunSpec
+
+    device = open_device(RunSpec(model={}, ds_config={}, sequence_length=1))
+    return Bench(device=device, largest=2**16, deadline=time.monotonic() + 60, small=True)
+
+
+def test_rows_of_kernels_are_valid_in_a_profile(bench: object) -> None:
+    from itertools import islice
+
+    from runner import calibrate_kernels as kernels
+    from runner.calibrate_kernels import Bench
+
+    assert isinstance(bench, Bench)
+    made = {
+        **profiles.document(),
+        "linear": list(islice(kernels.linear(bench, "fp32"), 2)),
+        "products": list(islice(kernels.products(bench, "fp32"), 1)),
+        "fused_attention": list(islice(kernels.fused_attention(bench, "fp32"), 2)),
+        "elementwise": list(kernels.elementwise(bench, "fp32")),
+        "launch": list(kernels.launches(bench)),
+    }
+    assert mistakes("profile", made) == []
+    measured = {row["operator"] for row in made["elementwise"]}
+    assert measured == set(profiles.OPERATORS)
+
+
+def test_a_drive_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
+    from runner.calibrate_links import drive
+
+    row = drive(tmp_path, size=2**23)
+    assert row["read_bytes_per_s"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_measured_once_the_time_is_up(bench: object) -> None:
+    from dataclasses import replace
+
+    from runner import calibrate_kernels as kernels
+    from runner.calibrate_kernels import Bench
+
+    assert isinstance(bench, Bench)
+    late = replace(bench, deadline=0.0)
+    assert list(kernels.linear(late, "fp32")) == []
+    assert list(kernels.elementwise(late, "fp32")) == []
+
+
+def test_a_failing_rank_is_told_with_its_last_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner import calibrate
+
+    monkeypatch.setattr(calibrate, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit('no such thing')"])
+    with pytest.raises(RunError, match=r"a rank failed.*\n.*no such thing"):
+        calibrate.calibrate(device="cpu", gpus=1, seconds=1)
+
+
+def test_an_existing_profile_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from runner import calibrate
+
+    (tmp_path / "p.json").write_text(json.dumps({}))
+    assert calibrate.main([str(tmp_path / "p.json"), "--device", "cpu"]) == EXIT_BAD_INPUT
+    assert "--force" in capsys.readouterr().err

@@ -26,6 +26,9 @@ _CAT = aten.cat.default
 #: Tensors, from where on fake tensors take longer to look up what is known of a concatenation than it takes.
 _MANY = 8
 _CASTS = frozenset({aten._to_copy.default, _COPY})
+#: Takes its mask before its output (aten/src/ATen/native/cuda/Dropout.cu, dropout_cuda), and returns them in that order
+#: reversed: which of them gets a cached block depends on it.
+_DROPOUT = aten.native_dropout.default
 
 
 class _Reference(weakref.ref):  # type: ignore[type-arg]
@@ -110,7 +113,8 @@ class Tracker(TorchDispatchMode):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, host_place: str
     ) -> None:
         cause: Cause | None = None
-        for leaf in result if isinstance(result, (tuple, list)) else (result,):
+        leaves = result if isinstance(result, (tuple, list)) else (result,)
+        for leaf in reversed(leaves) if func is _DROPOUT else leaves:
             if not isinstance(leaf, FakeTensor) or leaf.fake_device.type == "meta":
                 continue
             storage = leaf.untyped_storage()

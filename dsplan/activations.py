@@ -18,13 +18,12 @@ from dsplan.errors import InputError
 from dsplan.kernels import Kernels
 from dsplan.ledger import Term
 from dsplan.model import ModelShape
-from dsplan.operators import BACKWARD, WORKING
+from dsplan.operators import BACKWARD, RESIDUAL_MASK, WORKING
 from dsplan.tape import ALLOC, ENTER, ENTER_BACKWARD, FREE, LEAVE, Event, Storage, Tape, Tensor
 from dsplan.workload import Workload
 
 STREAM = Term("residual stream", "e·b·s·h per half block", "minGPT Block.forward; saved as layer norm's input")
 NORMALISED = Term("layer norm outputs", "e·b·s·h each", "saved as the next linear's input")
-RESIDUAL_MASK = Term("residual dropout masks", "b·s·h each", "aten native_dropout, bool; the CPU keeps e·b·s·h")
 MLP = Term("MLP activations", "4·e·b·s·h each", "c_fc output and what the GELU saves; derivatives.yaml")
 CHECKPOINT = Term("checkpointed block inputs", "e·b·s·h per block", "torch.utils.checkpoint / deepspeed.checkpointing")
 LOGITS = Term("logits and log-probabilities", "e·b·s·V each", "minGPT lm_head; aten _log_softmax saves its result")

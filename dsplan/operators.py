@@ -15,6 +15,7 @@ PARAMETER_GRADIENT = Term("parameter gradients in flight", "e·n", "torch autogr
 BACKWARD = Term(
     "gradients of activations (working)", "a few times the largest activation", "torch autograd, backward kernels"
 )
+RESIDUAL_MASK = Term("residual dropout masks", "b·s·h each", "aten native_dropout, bool; the CPU keeps e·b·s·h")
 WORKING = Term("working tensors of the forward pass", "freed when their operator ends", "torch operators")
 
 
@@ -82,16 +83,18 @@ LAYER_NORM_STATISTICS = Term(
 def dropout(
     t: Tape, x: Tensor, numel: int, element_bytes: int, probability: float, mask_term: Term, *, term: Term = WORKING
 ) -> Tensor:
-    """``F.dropout`` in training: nothing at probability 0, else an output (``term``) and a mask kept for backward."""
+    """``F.dropout`` in training: nothing at probability 0, else a mask kept for backward and an output (``term``).
+
+    In that order, though the kernel returns them the other way round (aten/src/ATen/native/cuda/Dropout.cu,
+    dropout_cuda; native/Dropout.cpp, _dropout_impl).
+    """
     if probability == 0.0:
         return t.node(t.view(x.storage), lambda gradient: t.give(x, gradient))
-    mask_bytes = numel if t.kernels.fused_dropout else numel * element_bytes
-    if t.kernels.fused_dropout:
+    mask = t.tensor(numel if t.kernels.fused_dropout else numel * element_bytes, mask_term)
+    if t.kernels.fused_dropout:  # one operator, which saves what it returns
         out = t.tensor(x.storage.size, term)
-        mask = t.tensor(mask_bytes, mask_term)
         kept = t.save(mask)
-    else:
-        mask = t.tensor(mask_bytes, mask_term)
+    else:  # a product, which saves what it is given
         kept = t.save(mask)
         out = t.tensor(x.storage.size, term)
     t.drop(mask)

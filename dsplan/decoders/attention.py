@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsplan.attention import ACCUMULATOR, CONTEXT, LOG_SUM_EXP, RNG_STATE
+from dsplan.attention import ACCUMULATOR, CONTEXT, LOG_SUM_EXP, RNG_STATE, SCORE_MASK
 from dsplan.errors import InputError
 from dsplan.kernels import CPU_FLASH, EFFICIENT, FLASH
 from dsplan.ledger import Term
@@ -17,7 +17,6 @@ from dsplan.units import round_up
 
 REPEATED = Term("keys and values repeated", "e·b·a·s·d each", "integrations/sdpa_attention.py repeat_kv")
 SCORES = Term("attention probabilities", "e·b·a·s² (softmax: 4·b·a·s²)", "modeling_llama.py eager_attention_forward")
-SCORE_MASK = Term("attention dropout mask", "b·a·s²", "aten native_dropout")
 EXPANDED = Term("gradients of repeated keys and values", "e·b·a·s·d each", "flash_api.cpp mha_bwd dk_expanded")
 #: sdp_utils.cpp check_flash_attention_head_dim_size.
 LARGEST_FLASH_HEAD = 256

@@ -9,7 +9,7 @@ from dsplan import attention, operators
 from dsplan.attention import AttentionShape
 from dsplan.decoders import mlp
 from dsplan.decoders.ends import Embedding, add_to_the_heads
-from dsplan.decoders.pieces import INNER, POSITIONS, RESIDUAL_MASK, ROOT, STREAM, Block
+from dsplan.decoders.pieces import INNER, POSITIONS, ROOT, STREAM, Block
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, Storage, Tensor
@@ -63,7 +63,7 @@ class Gpt2Block(Block):
     def dropout(self, x: Tensor, name: str, term: Term) -> Tensor:
         numel, p = self.tokens * self.h, self.decoder.dropout
         return self.tape.module(
-            name, lambda y: operators.dropout(self.tape, y, numel, self.e, p, RESIDUAL_MASK, term=term), x
+            name, lambda y: operators.dropout(self.tape, y, numel, self.e, p, operators.RESIDUAL_MASK, term=term), x
         )
 
 
@@ -101,7 +101,7 @@ class Gpt2Embedding(Embedding):
         numel = self.tokens * self.h
         out = t.module(
             "transformer.drop",
-            lambda y: operators.dropout(t, y, numel, e, d.dropout, RESIDUAL_MASK, term=STREAM),
+            lambda y: operators.dropout(t, y, numel, e, d.dropout, operators.RESIDUAL_MASK, term=STREAM),
             summed,
         )
         t.drop(summed, tokens, places)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dsplan import operators
 from dsplan.attention import QKV
 from dsplan.decoders import attention, mlp
-from dsplan.decoders.pieces import RESIDUAL_MASK, STREAM, Block
+from dsplan.decoders.pieces import STREAM, Block
 from dsplan.decoders.rotary import Part, contiguous_gradient, rotate_parts
 from dsplan.families.decoder import PARALLEL
 from dsplan.operators import BACKWARD, WORKING
@@ -78,7 +78,7 @@ class NeoxBlock(JoinedBlock):
     def dropped(self, x: Tensor, name: str) -> Tensor:
         numel, p = self.tokens * self.h, self.decoder.dropout
         out = self.tape.module(
-            name, lambda y: operators.dropout(self.tape, y, numel, self.e, p, RESIDUAL_MASK, term=WORKING), x
+            name, lambda y: operators.dropout(self.tape, y, numel, self.e, p, operators.RESIDUAL_MASK, term=WORKING), x
         )
         self.tape.drop(x)
         return out

@@ -10,7 +10,7 @@ from dsplan.attention import QKV
 from dsplan.decoders import attention
 from dsplan.decoders.ends import add_to_the_heads
 from dsplan.decoders.gpt2 import Gpt2Embedding
-from dsplan.decoders.pieces import INNER, POSITIONS, RESIDUAL_MASK, ROOT, STREAM, Block
+from dsplan.decoders.pieces import INNER, POSITIONS, ROOT, STREAM, Block
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, Storage, Tensor
 
@@ -38,7 +38,7 @@ class OptBlock(Block):
     def added(self, x: Tensor, result: Tensor) -> Tensor:
         """``x + dropout(result)``, which takes the place of ``result``."""
         t, p = self.tape, self.decoder.dropout
-        dropped = operators.dropout(t, result, self.tokens * self.h, self.e, p, RESIDUAL_MASK)
+        dropped = operators.dropout(t, result, self.tokens * self.h, self.e, p, operators.RESIDUAL_MASK)
         t.drop(result)
         out = operators.add(t, x, dropped, STREAM)
         t.drop(dropped)

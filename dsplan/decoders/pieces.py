@@ -32,8 +32,6 @@ POSITIONS = Term(
 )
 MASK = Term("causal mask", "e·s²", "masking_utils.py eager_mask, for all blocks")
 
-RESIDUAL_MASK = Term("residual dropout masks", "b·s·h each", "aten native_dropout, bool; the CPU keeps e·b·s·h")
-
 #: Names under which hooks are marked: a block's own, the whole model, and the decoder in it without its head.
 BLOCK, ROOT, INNER = "block", "model", "decoder"
 EAGER = "eager"

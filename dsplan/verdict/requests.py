@@ -11,6 +11,7 @@ from dataclasses import fields
 from itertools import count
 
 from dsplan.kernels import Kernels
+from dsplan.units import round_up
 
 _NUMBERS = count()
 
@@ -53,4 +54,4 @@ class Numbered(Kernels):
         return cls(**{**values, "whole_segments": False})
 
     def rounded(self, size: int) -> int:
-        return Request(-(-size // self.block_bytes) * self.block_bytes)
+        return Request(round_up(size, self.block_bytes))

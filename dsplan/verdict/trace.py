@@ -13,8 +13,7 @@ from dataclasses import replace
 from itertools import islice
 
 from dsplan import buffers, states
-from dsplan.activations import RESIDUAL_MASK
-from dsplan.attention import QKV, SCORE_MASK
+from dsplan.attention import QKV
 from dsplan.engine import Run
 from dsplan.engine.stage3 import Stage3
 from dsplan.engine.stage12 import Stage12
@@ -24,6 +23,7 @@ from dsplan.model import ModelShape
 from dsplan.operators import PARAMETER_GRADIENT
 from dsplan.overhead import LT_WORKSPACE, WORKSPACE
 from dsplan.plan import Plan
+from dsplan.units import round_up
 from dsplan.verdict.gathers import Changes, gathers
 from dsplan.verdict.operations import EMPTY_CACHE, RELEASE, Moment, Trace
 from dsplan.verdict.requests import Numbered, Release, Request
@@ -47,7 +47,6 @@ _EMPTIED = {
 _REDUCED = (buffers.FLAT_BUCKET, buffers.SCATTER_COPY, buffers.GPU_STAGING, buffers.NORM, buffers.OFFLOAD_CAST)
 #: Hooks between a module's first gradient and its own end, at most.
 FORGOTTEN_WITHIN = 32
-DROPOUT_MASKS = (RESIDUAL_MASK, SCORE_MASK)
 FIRST_BLOCK = "forward of block 0"
 #: What a step that is skipped does not take: DeepSpeed finds the overflow before it.
 _UPDATE = (
@@ -149,8 +148,6 @@ class Recorder(Ledger):
         self._workspaces: list[tuple[Term, int]] = []
         self._streams: dict[Term, int] = {}
         self._held: dict[Key, deque[int]] = {}
-        self._recent: deque[Key] = deque(maxlen=2)  # what the last requests go by
-        self.fused_dropout = kernels.fused_dropout
         super().__init__(kernels)
         self.detailed = True  # the walk then hands over every event
 
@@ -192,7 +189,7 @@ class Recorder(Ledger):
         elif term in (WORKSPACE, LT_WORKSPACE) and size and self._phase_name == "forward":
             self._workspaces.insert(0, (term, size))  # the walk takes them a little before the first product
         elif size and term.place == DEVICE:
-            self._take(term, -(-size // _BLOCK) * _BLOCK)
+            self._take(term, round_up(size, _BLOCK))
             if term is buffers.STEP_GRADIENT:
                 while self._postponed and self._postponed[0] == size:
                     self.alloc(states.OPTIMIZER_STATES, self._postponed.popleft())
@@ -200,7 +197,7 @@ class Recorder(Ledger):
     def free(self, term: Term, size: int) -> None:
         ignored = (self._skips and term in _UPDATE) or (term is buffers.OVERFLOW and not self._checks)
         if size and term.place == DEVICE and not ignored:
-            rounded = -(-size // _BLOCK) * _BLOCK
+            rounded = round_up(size, _BLOCK)
             self._give_back(rounded, (term, rounded))
 
     def temporary(self, term: Term, size: int) -> None:
@@ -234,7 +231,7 @@ class Recorder(Ledger):
     def free_many(self, term: Term, sizes: Iterable[int]) -> None:
         for size in sizes:  # in the order in which they came
             if size and term.place == DEVICE:
-                rounded = -(-size // _BLOCK) * _BLOCK
+                rounded = round_up(size, _BLOCK)
                 self._give_back(rounded, (term, rounded), first=True)
 
     def event(self, term: Term, rounded: int, count: int) -> None:
@@ -242,9 +239,6 @@ class Recorder(Ledger):
             self._gather(rounded, count)
         elif isinstance(rounded, Request):
             if self._handed_over and self._hand_over(rounded):
-                return
-            if self.fused_dropout and term in DROPOUT_MASKS:
-                self._take_mask(term, rounded)
                 return
             # A parameter's gradient becomes the engine's, which knows it by its size.
             self._take(term, int(rounded), None if term is PARAMETER_GRADIENT else rounded.number)
@@ -259,7 +253,7 @@ class Recorder(Ledger):
             self._give_back(-rounded, (term, -rounded))
 
     def move(self, source: Term, target: Term, size: int) -> None:
-        rounded = -(-size // _BLOCK) * _BLOCK
+        rounded = round_up(size, _BLOCK)
         self._held.setdefault((target, rounded), deque()).append(self._held[source, rounded].pop())
 
     def rise_and_settle(self, rise: int, net: int) -> None:
@@ -316,18 +310,6 @@ class Recorder(Ledger):
         self._held.setdefault(incoming.number, deque()).append(operation)
         return True
 
-    def _take_mask(self, term: Term, mask: Request) -> None:
-        """The kernel of dropout takes its mask first and then its output (aten/src/ATen/native/cuda/Dropout.cu,
-        dropout_cuda), and not in the order in which it returns them."""
-        output, owner = self.operations.pop(), self.terms.pop()
-        number = len(self.operations)
-        key = next(key for key in reversed(self._recent) if self._held[key] and self._held[key][-1] == number)
-        assert owner is not None
-        self._held[key][-1] = number + 1
-        self._take(term, int(mask), mask.number)
-        self.operations.append(output)
-        self.terms.append(owner)
-
     def _forget(self, total: int) -> bool:
         """Release now what the coordinator counts to a later hook: what autograd had saved goes with the first gradient
         of its module (``Stage3._forget_weights``)."""
@@ -354,7 +336,6 @@ class Recorder(Ledger):
         if held is None:
             held = self._held[key] = deque()
         held.append(len(self.operations))
-        self._recent.append(key)
         self.operations.append((size, self._streams.get(term, COMPUTE)))
         self.terms.append(term)
 

@@ -140,6 +140,7 @@ class Configuration:
         workload: batch, sequence, precision, optimizer, checkpointing.
         world_size: ranks; a dry run has the record of one of them.
         data: ``synthetic`` or ``text``.
+        devices: devices that the ranks shared; None: each had its own.
     """
 
     strategy: str
@@ -150,6 +151,7 @@ class Configuration:
     workload: Workload
     world_size: int
     data: str
+    devices: int | None = None
 
     @property
     def prefetches(self) -> bool:
@@ -245,6 +247,7 @@ def measurement_from_ranks(
     ds_config: Mapping[str, Any],
     workload: Workload,
     data: str,
+    devices: int | None = None,
 ) -> Measurement:
     """One measurement of what the ranks recorded (``runner.train``), in rank order.
 
@@ -265,6 +268,7 @@ def measurement_from_ranks(
             "workload": asdict(workload),
             "world_size": first.get("world_size", len(records)),
             "data": data,
+            "devices": devices,
         },
         "versions": {"python": platform.python_version(), **first.get("versions", {})},
         **{key: first[key] for key in ("created", "device", "optimizer") if key in first},

@@ -66,6 +66,7 @@ class Job:
         steps: optimizer steps.
         data: one of :data:`DATA`.
         memory_cap_bytes: what torch's allocator may take of the device; None: all of it.
+        devices: devices that the ranks share, in turn; None: one for each rank.
         rank: which rank is dry-run; None for a real run.
         allocator: text of PYTORCH_CUDA_ALLOC_CONF that a dry run replays the allocator with.
         events: a dry run leaves its events in :data:`EVENTS` of the run's folder.
@@ -82,6 +83,7 @@ class Job:
     steps: int = 4
     data: str = "synthetic"
     memory_cap_bytes: int | None = None
+    devices: int | None = None
     rank: int | None = None
     allocator: str = ""
     events: bool = False
@@ -101,6 +103,7 @@ class Job:
             "seed": 0,
             "data": self.data,
             "memory_cap_bytes": self.memory_cap_bytes,
+            "devices": self.devices,
             **(self._dry_run() if self.device.is_dry else {}),
         }
 
@@ -124,7 +127,9 @@ def require_verifiable(job: Job) -> None:
         InputError: fp16 on a CPU, a cap where there is no allocator, or a combination that the formulas do not model.
         NoDeviceError: there are fewer devices than ranks.
     """
-    job.device.require(job.world_size)
+    job.device.require(job.devices or job.world_size)
+    if job.devices is not None:
+        _require_shared(job.device, job.devices, job.world_size)
     if job.memory_cap_bytes is not None:
         _require_capped(job.device)
     if job.device.computes_on_cpu and job.workload.precision == "fp16":
@@ -141,6 +146,14 @@ def _require_capped(device: ChosenDevice) -> None:
         raise InputError("--cap: a CPU has no caching allocator to limit; name a device of the catalogue with --gpu")
     if not device.is_dry and device.kind != "cuda":
         raise InputError(f"--cap: torch limits the memory of CUDA devices only; this run is on {device.kind}")
+
+
+def _require_shared(device: ChosenDevice, devices: int, ranks: int) -> None:
+    """Raise InputError where ranks cannot share devices, or do not."""
+    if device.kind != "cuda":
+        raise InputError(f"--share-devices: ranks share CUDA devices only; this run is on {device.kind}")
+    if devices >= ranks:
+        raise InputError(f"--share-devices: {devices} is not allowed for {ranks} ranks; it must be less than --gpus")
 
 
 def verify(
@@ -174,6 +187,7 @@ def verify(
         ds_config=job.ds_config,
         workload=job.workload,
         data=job.data,
+        devices=job.devices,
     )
     if isinstance(job.against, Reference):
         return measurement, compare(

@@ -9,8 +9,9 @@ import signal
 import sys
 from types import FrameType
 
-from runner.environment import VISIBLE_DEVICES
+from runner.environment import SHARED_DEVICES, VISIBLE_DEVICES
 from runner.orphan import exit_with_parent
+from runner.sharing import shared_environment
 
 
 def main() -> None:
@@ -22,6 +23,8 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1)  # sent before a run that takes too long is ended: the log shows where it hung
     if VISIBLE_DEVICES in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE_DEVICES]
+    if SHARED_DEVICES in os.environ:
+        os.environ.update(shared_environment(int(os.environ["RANK"]), int(os.environ[SHARED_DEVICES]), os.environ))
     module = sys.argv.pop(1)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

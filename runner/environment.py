@@ -11,6 +11,7 @@ from pathlib import Path
 from dsplan.pythonpath import pythonpath
 from runner.spec import RunSpec
 
+SHARED_DEVICES = "DSPLAN_SHARED_DEVICES"  # how many there are; see runner.sharing
 VISIBLE_DEVICES = "DSPLAN_VISIBLE_DEVICES"  # runner.child puts its value back into CUDA_VISIBLE_DEVICES
 
 # Left by a surrounding torchrun, MPI or DeepSpeed job: this run is a job of its own, and DeepSpeed's CPU
@@ -18,7 +19,7 @@ VISIBLE_DEVICES = "DSPLAN_VISIBLE_DEVICES"  # runner.child puts its value back i
 _NOT_OURS = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "CROSS_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE",
     "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONWARNINGS",
-    VISIBLE_DEVICES,
+    VISIBLE_DEVICES, SHARED_DEVICES,
 )  # fmt: skip
 _ARCHITECTURE = re.compile(r"(\d+\.\d+)[a-z]*(\+PTX)?", re.IGNORECASE)
 
@@ -46,6 +47,8 @@ def child_environment(spec: RunSpec, base: Mapping[str, str], *, cores: int | No
         env["MASTER_PORT"] = "0"  # nobody listens
     env.setdefault("OMP_NUM_THREADS", str(max(1, (cores or _cores()) // len(spec.ranks))))
     _choose_devices(spec.device, env)
+    if spec.devices is not None:
+        env[SHARED_DEVICES] = str(spec.devices)
     architectures = cuda_architectures(env.pop("TORCH_CUDA_ARCH_LIST", ""))
     if architectures:
         env["TORCH_CUDA_ARCH_LIST"] = architectures

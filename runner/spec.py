@@ -30,6 +30,7 @@ class RunSpec:
         allocator: PYTORCH_CUDA_ALLOC_CONF of a dry run.
         zero_init: stage 3 builds the model under ``deepspeed.zero.Init``; else it is built whole on the host.
         events: file in which a dry run writes every allocation; empty: none.
+        devices: devices that the ranks share, in turn; None: one for each rank.
         skipped_steps: steps that a dry run skips first, as fp16 does until the loss scale has settled.
         force: make a dry run also with versions of torch and DeepSpeed that it is not tested with.
 
@@ -51,12 +52,15 @@ class RunSpec:
     allocator: str = ""
     zero_init: bool = True
     events: str = ""
+    devices: int | None = None
     skipped_steps: int = 0
     force: bool = False
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
             raise ValueError(f"gpus: {self.gpus} is not allowed; it must be at least 1")
+        if self.devices is not None and not 1 <= self.devices <= self.gpus:
+            raise ValueError(f"devices: {self.devices} is not allowed; {self.gpus} ranks can share 1 to {self.gpus}")
         if self.rank is not None and not 0 <= self.rank < self.gpus:
             raise ValueError(f"rank: {self.rank} is not allowed; of {self.gpus} ranks it must be 0 to {self.gpus - 1}")
         if self.device == "fake" and (self.rank is None or self.target is None):

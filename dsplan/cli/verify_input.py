@@ -55,7 +55,7 @@ def read_job(
         NoDeviceError: the device that was asked for is not on this machine, or not often enough.
     """
     wanted = choice("--device", run.device, DEVICES)
-    for flag, count in (("--steps", run.steps), ("--gpus", run.gpus)):
+    for flag, count in (("--steps", run.steps), ("--gpus", run.gpus), ("--share-devices", run.share_devices)):
         if count is not None:
             require_positive(flag, count)
     cap = None if run.cap is None else parse_size(run.cap, "--cap")
@@ -66,7 +66,7 @@ def read_job(
         job, read = _job(model, workload, run, dry, wanted, consumer)
     else:
         job = job_against(dry.against, dry, wanted, given_flags(model) + given_flags(workload) + given_flags(run))
-    job = replace(job, memory_cap_bytes=cap)
+    job = replace(job, memory_cap_bytes=cap, devices=run.share_devices)
     if not job.device.is_dry:
         _require_nvme(job.name, job.ds_config)
     require_verifiable(job)

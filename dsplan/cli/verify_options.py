@@ -56,6 +56,15 @@ class RunOptions:
             rich_help_panel=_RUN,
         ),
     ] = None
+    share_devices: Annotated[
+        int | None,
+        typer.Option(
+            "--share-devices",
+            metavar="D",
+            help="Run the ranks on D devices, several on each: what each rank allocates is measured, not its time.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
     steps: Annotated[
         int | None,
         typer.Option("--steps", metavar="N", help=f"Optimizer steps (default {DEFAULT_STEPS}).", rich_help_panel=_RUN),

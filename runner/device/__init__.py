@@ -20,17 +20,18 @@ def open_device(spec: RunSpec) -> Device:
         from runner.device.fake import open_fake_device
 
         return open_fake_device(spec)
-    device = _real_device(spec.device)
+    device = _real_device(spec)
     if spec.memory_cap_bytes is not None:
         device.limit(spec.memory_cap_bytes)
     return device
 
 
-def _real_device(name: str) -> Device:
+def _real_device(spec: RunSpec) -> Device:
+    name = spec.device
     if name == "cuda":
         from runner.device.cuda import CudaDevice
 
-        return CudaDevice()
+        return CudaDevice(is_shared=spec.devices is not None)
     if name == "hpu":
         from runner.device.hpu import HpuDevice
 

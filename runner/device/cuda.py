@@ -13,11 +13,15 @@ from runner.device.resident import ProcessMemory
 
 
 class CudaDevice:
-    """The device of this local rank, as torch.cuda reports it."""
+    """The device of this local rank, as torch.cuda reports it.
+
+    ``is_shared``: other ranks are on it too, so that what the driver shows is not this rank's.
+    """
 
     backend = "nccl"
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_shared: bool = False) -> None:
+        self._is_shared = is_shared
         if not torch.cuda.is_available():
             raise NoDeviceError("device: cuda was asked for, but torch sees no CUDA device on this machine")
         self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -42,7 +46,7 @@ class CudaDevice:
         return Memory(
             allocated_bytes=torch.cuda.memory_allocated(self._device),
             reserved_bytes=torch.cuda.memory_reserved(self._device),
-            driver_bytes=total - free,
+            driver_bytes=None if self._is_shared else total - free,
         )
 
     def peak(self) -> PeakWindow:

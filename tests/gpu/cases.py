@@ -19,7 +19,10 @@ PARAM = {"offload_param": OffloadParam(device="cpu")}
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One run; ``tune`` takes dsplan's bucket sizes, otherwise DeepSpeed's defaults stand."""
+    """One run; ``tune`` takes dsplan's bucket sizes, otherwise DeepSpeed's defaults stand.
+
+    ``devices``: on how many cards the ranks are, several on each; None: on one each.
+    """
 
     name: str
     gpus: int
@@ -36,6 +39,11 @@ class Case:
     gradient_accumulation_steps: int = 1
     torch_adam: bool = False
     steps: int = 4
+    devices: int | None = None
+
+    @property
+    def cards(self) -> int:
+        return self.devices or self.gpus
 
     def model_shape(self) -> ModelShape:
         return replace(preset(self.model), **self.shape)

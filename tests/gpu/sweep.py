@@ -22,8 +22,9 @@ from dsplan.hardware import Cluster
 from tests.gpu.cases import SETS as MINGPT_SETS
 from tests.gpu.cases import Case
 from tests.gpu.hf_cases import HF
+from tests.gpu.shared_cases import SHARED_4, SHARED_8
 
-SETS = {**MINGPT_SETS, "HF": HF}
+SETS = {**MINGPT_SETS, "HF": HF, "shared-4": SHARED_4, "shared-8": SHARED_8}
 
 
 @dataclass
@@ -45,6 +46,7 @@ def start(case: Case, devices: list[int], timeout_s: int, device: str) -> Runnin
         *(sys.executable, "-m", "dsplan", "verify", "--model", str(folder / "config.json")),
         *("--ds-config", str(configuration), "--seq-len", str(case.sequence_length)),
         *("--activation-checkpointing", case.checkpointing, "--device", device, "--gpus", str(case.gpus)),
+        *(("--share-devices", str(case.devices)) if case.devices else ()),
         *("--steps", str(case.steps), "--timeout", str(timeout_s), "-o", str(folder / "record.json")),
     ]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)), "OMP_NUM_THREADS": "12"}
@@ -81,14 +83,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     begun = time.monotonic()
-    waiting = [case for case in SETS[arguments.set] if case.gpus <= arguments.gpus]
+    waiting = [case for case in SETS[arguments.set] if case.cards <= arguments.gpus]
     free, running, documents = list(range(arguments.gpus)), [], []
     while waiting or running:
         in_time = time.monotonic() - begun < arguments.seconds
-        case = next((case for case in waiting if case.gpus <= len(free)), None) if in_time else None
+        case = next((case for case in waiting if case.cards <= len(free)), None) if in_time else None
         if case is not None:
             waiting.remove(case)
-            devices, free = free[: case.gpus], free[case.gpus :]
+            devices, free = free[: case.cards], free[case.cards :]
             running.append(start(case, devices, arguments.case_timeout, arguments.device))
             continue
         if not running:

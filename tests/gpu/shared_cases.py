@@ -1,0 +1,89 @@
+"""Four and eight ranks on two cards: ``python -m tests.gpu.sweep shared-4 OUTPUT.json --gpus 2`` (``--share-devices``).
+
+The first two cases of four ranks are those of which there are records from four cards: what a rank allocates must be
+the same to the byte. The models of eight ranks are those of the published benchmark.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.gpu.cases import BENCH, CPU, SDPA, SETS, Case
+from tests.gpu.hf_cases import HfCase
+
+
+def _again(name: str) -> Case:
+    found = next(case for cases in SETS.values() for case in cases if case.name == name)
+    return replace(found, name=f"{name}-on2", devices=2)
+
+
+SHARED_4 = [
+    _again("gpt2-z0-bf16-n4"),
+    _again("1.7B-z3-default-n4"),
+    HfCase(
+        name="llama-1b-z3-s2048-n4-on2",
+        gpus=4,
+        devices=2,
+        model="llama-3.2-1b",
+        stage=3,
+        tune=True,
+        micro_batch_size=1,
+        sequence_length=2048,
+    ),
+    HfCase(
+        name="qwen2.5-0.5b-z2-ckpt-s4096-n4-on2",
+        gpus=4,
+        devices=2,
+        model="qwen2.5-0.5b",
+        stage=2,
+        tune=True,
+        checkpointing="torch",
+        micro_batch_size=1,
+        sequence_length=4096,
+    ),
+    HfCase(
+        name="llama-8b-8l-z3-ckpt-s4096-n4-on2",
+        gpus=4,
+        devices=2,
+        model="llama-3.1-8b",
+        stage=3,
+        tune=True,
+        shape={"num_layers": 8},
+        checkpointing="torch",
+        micro_batch_size=1,
+        sequence_length=4096,
+    ),
+    Case(
+        name="gpt2-large-z2-offload-gas2-n4-on2",
+        gpus=4,
+        devices=2,
+        model="gpt2-large",
+        zero=CPU,
+        tune=True,
+        gradient_accumulation_steps=2,
+        micro_batch_size=2,
+        shape=SDPA,
+    ),
+    Case(
+        name="gpt2-xl-z1-fp16-ckpt-n4-on2",
+        gpus=4,
+        devices=2,
+        model="gpt2-xl",
+        stage=1,
+        precision="fp16",
+        checkpointing="torch",
+        micro_batch_size=2,
+        tune=True,
+    ),
+]
+
+_ONE = {"micro_batch_size": 1, "tune": True, "devices": 2, "gpus": 8, **BENCH}
+
+SHARED_8 = [
+    Case(name="453M-z2-n8-on2", model="453M", stage=2, **_ONE),
+    Case(name="1.7B-z2-n8-on2", model="1.7B", stage=2, **_ONE),
+    Case(name="1.7B-z3-n8-on2", model="1.7B", stage=3, **_ONE),
+    Case(name="1.7B-z3-offload-n8-on2", model="1.7B", stage=3, zero=CPU, **_ONE),
+    Case(name="1.7B-z3-offload-ckpt-n8-on2", model="1.7B", stage=3, zero=CPU, checkpointing="deepspeed", **_ONE),
+    Case(name="10B-z3-n8-on2", model="10B", stage=3, steps=3, **_ONE),
+]

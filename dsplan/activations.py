@@ -71,11 +71,32 @@ def programs(model: ModelShape, workload: Workload, kernels: Kernels) -> Program
     )
 
 
-def not_covered(model: ModelShape, workload: Workload) -> str | None:
+@lru_cache(maxsize=64)
+def block_programs(model: ModelShape, workload: Workload, kernels: Kernels) -> tuple[Program, ...]:
+    """The program of each layer's block; layers that are alike have the same one.
+
+    Raises:
+        InputError: as :func:`programs`.
+    """
+    if model.decoder is None:
+        return (programs(model, workload, kernels).block,) * model.num_layers
+    require_formulas(model, workload)
+    blocks = decoders.blocks_of(model.decoder, model.attention, workload, kernels)
+    found = {id(block): _record(block) for block in dict.fromkeys(blocks)}
+    return tuple(found[id(block)] for block in blocks)
+
+
+@lru_cache(maxsize=256)
+def layers_vary(model: ModelShape, workload: Workload) -> bool:
+    """Whether the layers of a decoder differ, or not all of its parameters are trained."""
+    return model.decoder is not None and decoders.varies(model.decoder, model.attention, workload)
+
+
+def not_covered(model: ModelShape, workload: Workload) -> str | None:  # noqa: ARG001  # what is covered may depend on it
     """Why the formulas have no activations for ``model``; None where they have, as for every minGPT."""
     if model.decoder is None:
         return None
-    return decoders.uncovered(model.decoder, model.attention, workload.sequence_length)
+    return decoders.uncovered(model.decoder, model.attention)
 
 
 def require_formulas(model: ModelShape, workload: Workload) -> None:
@@ -110,7 +131,7 @@ class _Piece:
         size = e * self.b * self.s * n_out
 
         def apply(y: Tensor) -> Tensor:
-            return operators.linear(self.tape, y, size, term, name, e * n_in * n_out, e * n_out)
+            return operators.linear(self.tape, y, size, term, name, e * n_in * n_out, e * n_out, element_bytes=e)
 
         return self.tape.module(name, apply, x)
 
@@ -222,7 +243,7 @@ class _Embedding(_Piece):
             t.forget(kept)
             t.parameter_gradient("transformer.wpe.weight")
             t.mark(ENTER_BACKWARD, "transformer.wte")
-            token_gradient = t.allocate(e * self.model.vocab_size * self.h, operators.PARAMETER_GRADIENT)
+            token_gradient = operators.embedding_gradient(t, self.b * self.s, self.model.vocab_size, self.h, e)
             t.release(gradient)
             if self.model.tie_word_embeddings:
                 self.add_to_the_heads(token_gradient)
@@ -258,7 +279,7 @@ class _Head(_Piece):
         tied = self.model.tie_word_embeddings
 
         def head(y: Tensor) -> Tensor:
-            return operators.linear(t, y, size, LOGITS, "lm_head", weight_bytes, 0, tied=tied)
+            return operators.linear(t, y, size, LOGITS, "lm_head", weight_bytes, 0, element_bytes=self.e, tied=tied)
 
         logits = t.module("lm_head", head, normalised)
         t.drop(normalised)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsplan import operators
+from dsplan.efficient_attention import FLOAT_BYTES, efficient_backward_workspaces
 from dsplan.errors import InputError
 from dsplan.kernels import CPU_FLASH, EFFICIENT, FLASH
 from dsplan.ledger import Term
@@ -76,7 +77,7 @@ def eager(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
     t.drop(filled)
 
     def backward_scores(gradient: Storage) -> None:
-        d_filled = t.allocate(scores, BACKWARD)
+        d_filled = operators.softmax_gradient(t, scores)
         t.release(gradient)
         t.forget(kept_probabilities)
         d_scaled = t.allocate(scores, BACKWARD)
@@ -145,7 +146,7 @@ def fused(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
         if kernel == FLASH:
             _accumulate(t, shape)
         elif kernel == EFFICIENT:
-            t.temporary(4 * shape.batch * shape.heads * lse_length, ACCUMULATOR)
+            _efficient_workspaces(t, shape)
         t.release(gradient)
         t.forget(*kept)
         _concatenate_gradients(t, qkv, parts, copies=0, size=one)
@@ -180,6 +181,15 @@ def _padded_flash(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
         _concatenate_gradients(t, qkv, parts, copies=3, size=one)
 
     return t.node(context, backward)
+
+
+def _efficient_workspaces(t: Tape, shape: AttentionShape) -> None:
+    if shape.element_bytes != FLOAT_BYTES:  # the sums over a head alone
+        t.temporary(FLOAT_BYTES * shape.batch * shape.heads * shape.length, ACCUMULATOR)
+        return
+    for part in efficient_backward_workspaces(shape.batch, shape.heads, shape.length, shape.head_width):
+        for taken in [t.allocate(size, ACCUMULATOR) for size in part]:
+            t.release(taken)
 
 
 def _accumulate(t: Tape, shape: AttentionShape) -> None:

@@ -20,6 +20,11 @@ ALLREDUCE_COPY = Term(
 SCATTER_COPY = Term(
     "interleaved copy for reduce-scatter", "e·bucket", "coalesced_collectives.py reduce_scatter_coalesced"
 )
+SCATTER_PADDING = Term(
+    "padding of gradients for reduce-scatter",
+    "c·⌈n/N⌉ for each part that n elements do not fill",
+    "coalesced_collectives.py reduce_scatter_coalesced",
+)
 COMMUNICATION_COPY = Term(
     "gradients cast for their reduction", "c·n each", "stage3.py __avg_scatter_grads: communication_data_type"
 )

@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsplan.catalogue import accelerators, find_accelerator, normalise
-from dsplan.hardware import Accelerator
+from dsplan.hardware import Accelerator, Drive, HostLimits
 from dsplan.units import MIB
 
 TIMEOUT_SECONDS = 5.0
 MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
+SHARED_MEMORY = Path("/dev/shm")
+#: Where DeepSpeed is told how to pin host memory (deepspeed/utils/pin_memory.py).
+PINNING = "DS_PIN_MEMORY_BACKEND"
+#: capabilities(7): a process that has CAP_IPC_LOCK may lock what it likes.
+_CAP_IPC_LOCK = 14
 
 #: A card whose reported memory is further than this from the catalogue's is another variant of it.
 _SAME_MEMORY = 0.05
@@ -63,6 +71,55 @@ def host_memory_bytes() -> int | None:
         # /proc/meminfo writes "kB" and means KiB.
         if field == "MemTotal" and words and words[0].isdigit():
             return int(words[0]) * 1024
+    return None
+
+
+def host_limits(folders: Iterable[str] = ()) -> HostLimits:
+    """What this machine lets a process have beside its memory; ``folders`` are those that will be swapped to."""
+    return HostLimits(
+        locked_bytes=_locked_bytes(),
+        shared_bytes=_shared_bytes(),
+        locks_pinned_memory=os.environ.get(PINNING, "").strip().casefold() == "native",
+        drives=tuple(drive for folder in dict.fromkeys(folders) if (drive := _drive(folder)) is not None),
+    )
+
+
+def _locked_bytes() -> int | None:
+    """The soft limit of RLIMIT_MEMLOCK; None where it is infinite, or does not bind this process."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY or _may_lock():
+        return None
+    return limit
+
+
+def _may_lock() -> bool:
+    with suppress(OSError, UnicodeDecodeError, ValueError):
+        for line in STATUS.read_text(encoding="ascii").splitlines():
+            field, _, value = line.partition(":")
+            if field == "CapEff":
+                return bool(int(value, 16) >> _CAP_IPC_LOCK & 1)
+    return False
+
+
+def _shared_bytes() -> int | None:
+    try:
+        found = os.statvfs(SHARED_MEMORY)
+    except (OSError, AttributeError):
+        return None
+    return found.f_frsize * found.f_blocks
+
+
+def _drive(folder: str) -> Drive | None:
+    """The file system that ``folder`` is on, or will be: that of the nearest folder above it that exists."""
+    path = Path(folder)
+    for place in (path, *path.absolute().parents):
+        with suppress(OSError, AttributeError):
+            found = os.statvfs(place)
+            return Drive(folder=folder, file_system=place.stat().st_dev, free_bytes=found.f_frsize * found.f_bavail)
     return None
 
 

@@ -14,11 +14,12 @@ from dsplan.kernels import FLASH, kernels_of
 from dsplan.ladder import largest_below, largest_that_fits
 from dsplan.ledger import MemoryTerm
 from dsplan.model import ModelShape
-from dsplan.overhead import PROCESS_HOST_BYTES, device_overhead, with_fragmentation
+from dsplan.overhead import device_overhead, with_fragmentation
 from dsplan.plan import Plan
 from dsplan.recommend import recommend
 from dsplan.units import format_bytes
-from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, UNKNOWN, Candidates, Pressed, firmly, lives, press
+from dsplan.verdict.host import host_estimate, judge_host
+from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, UNKNOWN, Pressed, firmly, lives, press
 from dsplan.verdict.remedies import Remedy, proposals
 from dsplan.verdict.rows import (
     BY_BOUND,
@@ -33,7 +34,7 @@ from dsplan.verdict.rows import (
 from dsplan.walk import FIRST_STEP, STEADY_STATE, WalkResult, capacity_of, walk
 
 if TYPE_CHECKING:
-    from dsplan.verdict.operations import Trace
+    from dsplan.verdict.judge import Candidates
 
 __all__ = [
     "BY_BOUND",
@@ -160,11 +161,7 @@ class _Walked:
         kernels = kernels_of(cluster.accelerator)
         result = walk(model, plan, cluster.world_size, kernels, capacity_bytes=self._capacity)
         self.device = _device(model, plan, result, cluster)
-        self.host = HostEstimate(
-            pinned_bytes=result.pinned_bytes,
-            pageable_bytes=result.pageable_bytes,
-            bytes_per_node=cluster.gpus_per_node * (PROCESS_HOST_BYTES + result.host_bytes),
-        )
+        self.host = host_estimate(model, plan, cluster, result, kernels)
 
     @property
     def offered_bytes(self) -> int | None:
@@ -178,28 +175,10 @@ class _Walked:
 
     @cached_property
     def _candidates(self) -> Candidates:
-        from dsplan.allocator import parse_settings
-        from dsplan.engine import candidate_ranks
+        from dsplan.verdict.candidates import candidates
 
-        model, plan, cluster = self._model, self._plan, self._cluster
-
-        def make(rank: int, skipped: int) -> Trace:
-            from dsplan.verdict.trace import trace
-
-            kernels = kernels_of(cluster.accelerator)
-            return trace(
-                model,
-                plan,
-                cluster.world_size,
-                kernels,
-                rank=rank,
-                capacity_bytes=self._capacity,
-                skipped=skipped,
-            )
-
-        ranks = candidate_ranks(model, plan, cluster.world_size)
-        skips = plan.workload.precision == "fp16" and plan.zero.stage > 0
-        return Candidates(ranks, make, parse_settings(cluster.allocator), skips=skips)
+        cluster = self._cluster
+        return candidates(self._model, self._plan, cluster.world_size, cluster.accelerator, cluster.allocator)
 
     def pressed(self, *, closely: bool = False) -> Pressed | None:
         """What replays of the allocator say; None where none is made."""
@@ -220,7 +199,7 @@ class _Walked:
         offered = self.offered_bytes
         if offered is None:
             return _judge(self.device, self.host, self._cluster, None)[0] == FITS
-        if _host_shortage(self.host, self._cluster) > 0:
+        if judge_host(self.host, self._cluster).verdict != FITS:
             return False
         if not lives(self._candidates, self.device.peak_bytes, offered):
             return False
@@ -236,7 +215,7 @@ class _Walked:
         offered = self.offered_bytes
         if offered is None:
             return self.fits()
-        return self.device.peak_bytes <= offered and _host_shortage(self.host, self._cluster) <= 0
+        return self.device.peak_bytes <= offered and judge_host(self.host, self._cluster).verdict != DOES_NOT_FIT
 
 
 def _check_sequence(model: ModelShape, plan: Plan) -> None:
@@ -292,7 +271,6 @@ def _judge(
     if accelerator is None or accelerator.usable_bytes is None:
         return UNKNOWN, "", None
     headroom = accelerator.usable_bytes - device.device_bytes
-    host_short = _host_shortage(host, cluster)
     if headroom < 0:
         where = f"in {device.peak_phase}, {device.peak_moment}"
         verdict, reason = DOES_NOT_FIT, f"the device is short by {format_bytes(-headroom)} {where}"
@@ -303,8 +281,9 @@ def _judge(
         verdict, reason = TIGHT, f"fragmentation may need up to {format_bytes(short)} more than there is"
     else:
         verdict, reason = FITS, ""
-    if verdict != DOES_NOT_FIT and host_short > 0:
-        verdict, reason = DOES_NOT_FIT, f"the host is short by {format_bytes(host_short)} per node"
+    on_host = judge_host(host, cluster)
+    if on_host.outranks(verdict):
+        verdict, reason = on_host.verdict, on_host.reason
     return verdict, reason, headroom
 
 
@@ -335,11 +314,6 @@ def _fragmentation(pressed: Pressed) -> str:
     short = format_bytes(max(pressed.least_bytes - pressed.offered_bytes, 0))
     where = f"in {moment.phase}{step}, {moment.moment}"
     return f"the device is short by {short} {where}: its tensors have room, but not in one piece"
-
-
-def _host_shortage(host: HostEstimate, cluster: Cluster) -> int:
-    """By how much the node's memory is short, in bytes; below 1 where it suffices or is not known."""
-    return 0 if cluster.host_memory_bytes is None else host.bytes_per_node - cluster.host_memory_bytes
 
 
 def _cards(device: DeviceEstimate, overhead_on: Callable[[Accelerator], int]) -> tuple[str, ...]:

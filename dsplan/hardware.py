@@ -26,6 +26,7 @@ class Accelerator:
         driver_reserve_bytes: the part of it that a process cannot have.
         bf16: whether the matrix units compute in bfloat16.
         compute_capability: CUDA's ``"9.0"``; None elsewhere.
+        multiprocessors: streaming multiprocessors; 0: not known, or not CUDA's.
         cublas_workspace_bytes: workspace that torch takes from the caching allocator for each
             (thread, stream) that runs a matrix product (aten/src/ATen/cuda/CublasHandlePool.cpp).
         context_bytes: device memory outside the allocator once a single rank has run a step.
@@ -40,6 +41,7 @@ class Accelerator:
     driver_reserve_bytes: int = 0
     bf16: bool = True
     compute_capability: str | None = None
+    multiprocessors: int = 0
     cublas_workspace_bytes: int = 0
     context_bytes: int = 0
     communication_bytes: int = 0
@@ -57,12 +59,38 @@ class Accelerator:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drive:
+    """A folder's file system: which one it is, and what is free on it (bytes)."""
+
+    folder: str
+    file_system: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostLimits:
+    """What a node lets processes have beside its memory, where that was asked (:func:`dsplan.detect.host_limits`).
+
+    Attributes:
+        locked_bytes: what a process may lock in memory with mlock(2) (``ulimit -l``); None: as much as it likes.
+        shared_bytes: the size of /dev/shm; None: there is none, or it could not be asked.
+        locks_pinned_memory: DeepSpeed locks pinned memory with mlock (DS_PIN_MEMORY_BACKEND=native), not with CUDA.
+        drives: of the folders that are swapped to.
+    """
+
+    locked_bytes: int | None = None
+    shared_bytes: int | None = None
+    locks_pinned_memory: bool = False
+    drives: tuple[Drive, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """Identical nodes with identical devices; one rank per device.
 
     ``accelerator`` is None when no device was named: every plan then says which catalogued cards
     it fits. ``host_memory_bytes`` is per node, None when unknown. ``allocator`` is the PYTORCH_CUDA_ALLOC_CONF of
-    the ranks.
+    the ranks. ``limits`` are those of this machine where it is the node, None when they were not asked.
     """
 
     accelerator: Accelerator | None = None
@@ -70,6 +98,7 @@ class Cluster:
     num_nodes: int = 1
     host_memory_bytes: int | None = None
     allocator: str = ""
+    limits: HostLimits | None = None
 
     def __post_init__(self) -> None:
         require_positive("gpus", self.gpus_per_node)

@@ -6,9 +6,11 @@ different tensors for the backward pass and round sizes differently.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from dsplan.hardware import Accelerator
+from dsplan.reductions import Multiprocessors
 from dsplan.units import MIB, round_up
 
 FLASH = "flash"
@@ -46,6 +48,8 @@ class Kernels:
         one_pool: device and host are the same memory.
         workspace_bytes: matrix library workspace for each thread that multiplies.
         lt_workspace_bytes: the same for products with a bias added, which cublasLt does.
+        multiprocessors: what sums and norms are spread over (``dsplan.reductions``); None: their workspaces are
+            left out.
         zero3_linear: linear layers are stage 3's own (deepspeed/runtime/zero/linear.py): the bias is added
             apart, and the weight's gradient is no view.
         fused_attention: kernel that torch picks for scaled_dot_product_attention in half precision.
@@ -62,8 +66,15 @@ class Kernels:
     one_pool: bool = False
     workspace_bytes: int = 0
     lt_workspace_bytes: int = 0
+    multiprocessors: Multiprocessors | None = None
     zero3_linear: bool = False
     fused_attention: str = FLASH
+
+    def of_programs(self, *, zero3_linear: bool) -> Kernels:
+        """What a model's programs depend on, the workspaces left out, which the walk takes: devices share programs."""
+        if type(self) is not Kernels:
+            return replace(self, zero3_linear=True) if zero3_linear else self
+        return _of_programs(self, zero3_linear)
 
     def rounded(self, size: int) -> int:
         """What a request of ``size`` bytes counts as allocated, in bytes.
@@ -93,10 +104,15 @@ class Kernels:
         return self.fused_attention
 
 
+@lru_cache(maxsize=64)
 def kernels_of(accelerator: Accelerator | None) -> Kernels:
     """The kernels of a catalogued device; without one, those of a CUDA device of this generation."""
     if accelerator is None:
-        return Kernels(workspace_bytes=_DEFAULT_WORKSPACE, lt_workspace_bytes=_LT_WORKSPACE)
+        return Kernels(
+            workspace_bytes=_DEFAULT_WORKSPACE,
+            lt_workspace_bytes=_LT_WORKSPACE,
+            multiprocessors=_DEFAULT_MULTIPROCESSORS,
+        )
     if accelerator.kind == "cpu":
         return Kernels(
             block_bytes=1,
@@ -116,8 +132,25 @@ def kernels_of(accelerator: Accelerator | None) -> Kernels:
         lt_workspace_bytes=_LT_WORKSPACE if accelerator.kind == "cuda" else 0,
         whole_segments=accelerator.kind != "hpu",
         pinned_rounds_to_power_of_two=accelerator.kind != "hpu",
+        multiprocessors=_multiprocessors(accelerator),
         fused_attention=FLASH if capability >= (8, 0) else EFFICIENT,
     )
+
+
+def _multiprocessors(accelerator: Accelerator) -> Multiprocessors | None:
+    threads = _THREADS.get(accelerator.compute_capability or "")
+    return Multiprocessors(accelerator.multiprocessors, threads) if accelerator.multiprocessors and threads else None
+
+
+#: CUDA C++ Programming Guide, technical specifications by compute capability: threads of a multiprocessor.
+_THREADS = {"7.0": 2048, "7.5": 1024, "8.0": 2048, "8.6": 1536, "8.9": 1536, "9.0": 2048, "10.0": 2048, "12.0": 1536}
+#: An H100's, or an H200's.
+_DEFAULT_MULTIPROCESSORS = Multiprocessors(132, 2048)
+
+
+@lru_cache(maxsize=64)
+def _of_programs(kernels: Kernels, zero3_linear: bool) -> Kernels:
+    return replace(kernels, workspace_bytes=0, lt_workspace_bytes=0, zero3_linear=zero3_linear)
 
 
 #: aten/src/ATen/cuda/CUDABlas / CublasHandlePool.cpp: 32 MiB on compute capability 9.0, the largest of all.

@@ -9,9 +9,10 @@ The peak is the maximum over moments of the sum of what is live then, never the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate, chain
 
 from dsplan.kernels import Kernels
 from dsplan.units import next_power_of_two
@@ -78,6 +79,61 @@ class StepMemory:
     @property
     def peak_bytes(self) -> int:
         return self.phases[self.peak_phase].peak_bytes
+
+
+class Sizes(tuple[int, ...]):
+    """Sizes of tensors in a row, of which stretches repeat, so that sums need not visit each.
+
+    Attributes:
+        runs: (sizes, how often they come one after the other).
+    """
+
+    runs: tuple[tuple[tuple[int, ...], int], ...]
+
+    @classmethod
+    def of(cls, runs: Iterable[tuple[tuple[int, ...], int]]) -> Sizes:
+        """The sizes of all runs in order."""
+        kept = tuple(runs)
+        self = cls(chain.from_iterable(sizes * times for sizes, times in kept))
+        self.runs = kept
+        return self
+
+    def map(self, change: Callable[[int], int]) -> Sizes:
+        """Each size changed by the same rule."""
+        return Sizes.of((tuple([change(size) for size in sizes]), times) for sizes, times in self.runs)
+
+    def times(self, width: int) -> Sizes:
+        """Each size ``width`` times as large."""
+        found = self._scaled.get(width)
+        if found is None:
+            found = self._scaled[width] = self.map(lambda size: width * size)
+        return found
+
+    def total(self, kernels: Kernels | None) -> tuple[int, int]:
+        """Sum of the sizes, each as the device counts it (None: as it is), and how many there are that are not 0."""
+        found = self._totals.get(kernels)
+        if found is None:
+            each = [(*_total(sizes, kernels), times) for sizes, times in self.runs]
+            found = sum(size * times for size, _, times in each), sum(count * times for _, count, times in each)
+            self._totals[kernels] = found
+        return found
+
+    @cached_property
+    def largest(self) -> int:
+        return max(max(sizes) for sizes, times in self.runs if sizes and times)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Of each tensor the sum of the sizes up to its end."""
+        return tuple(accumulate(self))
+
+    @cached_property
+    def _scaled(self) -> dict[int, Sizes]:
+        return {}
+
+    @cached_property
+    def _totals(self) -> dict[Kernels | None, tuple[int, int]]:
+        return {}
 
 
 @lru_cache(maxsize=4096)
@@ -180,7 +236,7 @@ class Ledger:
             for size in sizes:
                 self.alloc(term, size)
         else:
-            self._change(term, *_total(tuple(sizes), self.kernels if term.place == DEVICE else None))
+            self._change(term, *self._total(term, sizes))
 
     def free_many(self, term: Term, sizes: Iterable[int]) -> None:
         """Several tensors of one kind go."""
@@ -188,8 +244,12 @@ class Ledger:
             for size in sizes:
                 self.free(term, size)
         else:
-            total, count = _total(tuple(sizes), self.kernels if term.place == DEVICE else None)
+            total, count = self._total(term, sizes)
             self._change(term, -total, -count)
+
+    def _total(self, term: Term, sizes: Iterable[int]) -> tuple[int, int]:
+        kernels = self.kernels if term.place == DEVICE else None
+        return sizes.total(kernels) if isinstance(sizes, Sizes) else _total(tuple(sizes), kernels)
 
     def move(self, source: Term, target: Term, size: int) -> None:
         """A tensor of one kind becomes one of another kind without a copy."""
@@ -205,6 +265,20 @@ class Ledger:
         if self.level + rise > self.peak:
             self.reach(self.level + rise)
         self.level += net
+
+    def effect(self, act: Callable[[], None]) -> tuple[int, int]:
+        """(rise, net) on the device of what ``act`` does, which is taken back there; on the host it stays."""
+        level, peak, moment = self.level, self.peak, self._peak_moment
+        self.peak = level
+        act()
+        found = self.peak - level, self.level - level
+        self.level, self.peak, self._peak_moment = level, peak, moment
+        return found
+
+    @property
+    def peak_moment(self) -> str:
+        """The moment of the phase's peak so far."""
+        return self._peak_moment
 
     def reach(self, level: int) -> None:
         """The phase's highest level so far."""

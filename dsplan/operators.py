@@ -8,7 +8,9 @@ the program to drop it.
 
 from __future__ import annotations
 
+from dsplan.embeddings import embedding_backward_workspaces
 from dsplan.ledger import Term
+from dsplan.reductions import column_sum_workspace
 from dsplan.tape import PRODUCT, Storage, Tape, Tensor
 
 PARAMETER_GRADIENT = Term("parameter gradients in flight", "e·n", "torch autograd AccumulateGrad: one per parameter")
@@ -16,17 +18,31 @@ BACKWARD = Term(
     "gradients of activations (working)", "a few times the largest activation", "torch autograd, backward kernels"
 )
 RESIDUAL_MASK = Term("residual dropout masks", "b·s·h each", "aten native_dropout, bool; the CPU keeps e·b·s·h")
+WORKSPACE = Term(
+    "workspaces of backward kernels",
+    "a bias' sum: 4 · width · blocks · threads; softmax: e·b·a·s²; embedding: 4·h·(1.1·b·s)",
+    "aten/src/ATen/native/cuda: Reduce.cuh, SoftMax.cu, EmbeddingBackwardKernel.cu",
+)
 WORKING = Term("working tensors of the forward pass", "freed when their operator ends", "torch operators")
 
 
 def linear(  # an operator's natural argument order
-    t: Tape, x: Tensor, size: int, term: Term, name: str, weight_bytes: int, bias_bytes: int, *, tied: bool = False
+    t: Tape,
+    x: Tensor,
+    size: int,
+    term: Term,
+    name: str,
+    weight_bytes: int,
+    bias_bytes: int,
+    *,
+    element_bytes: int,
+    tied: bool = False,
 ) -> Tensor:
     """``F.linear``: saves the input (derivatives.yaml addmm, mm). ``bias_bytes`` 0 means no bias.
 
-    Backward allocates the input's gradient, the weight's and the bias's; without a bias torch runs
-    ``mm``, whose generated backward makes the weight's first. The gradient of a ``tied`` weight waits
-    for the other use of the weight, which hands both over.
+    Backward allocates the input's gradient, the weight's and the bias's, as stage 3's own linear layer always does;
+    without a bias torch runs ``mm``, whose generated backward makes the weight's first. The gradient of a ``tied``
+    weight waits for the other use of the weight, which hands both over.
     """
     kept = t.save(x)
     out = t.tensor(size, term)
@@ -35,7 +51,13 @@ def linear(  # an operator's natural argument order
         if bias_bytes:
             dx = t.allocate(x.storage.size, BACKWARD)
             t.allocate(weight_bytes, PARAMETER_GRADIENT)
-            t.allocate(bias_bytes, PARAMETER_GRADIENT)
+            if t.recomputed and not t.kernels.zero3_linear:
+                t.forget(kept)  # the bias' sum comes after addmm's own function (engine.cpp validate_outputs)
+            bias_gradient(t, size // bias_bytes, bias_bytes // element_bytes, element_bytes)
+        elif t.kernels.zero3_linear:
+            dx = t.allocate(x.storage.size, BACKWARD)
+            t.mark(PRODUCT, name)
+            t.allocate(weight_bytes, PARAMETER_GRADIENT)
         else:
             t.allocate(weight_bytes, PARAMETER_GRADIENT)
             t.mark(PRODUCT, name)
@@ -52,6 +74,40 @@ def linear(  # an operator's natural argument order
         t.give(x, dx)
 
     return t.node(out, backward)
+
+
+def bias_gradient(
+    t: Tape, rows: int, columns: int, element_bytes: int, *, term: Term = PARAMETER_GRADIENT, wide: bool = False
+) -> Storage:
+    """A bias' gradient: the sum over the rows of a matrix of ``element_bytes``; ``wide``: the sum is fp32."""
+    found = t.allocate((4 if wide else element_bytes) * columns, term)
+    device = t.kernels.multiprocessors
+    workspace = column_sum_workspace(rows, columns, device, element_bytes=element_bytes) if device else None
+    if workspace is not None:
+        buffer = t.allocate(workspace.buffer_bytes, WORKSPACE)
+        t.temporary(workspace.semaphore_bytes, WORKSPACE)
+        t.release(buffer)
+    return found
+
+
+def softmax_gradient(t: Tape, size: int, product: int | None = None) -> Storage:
+    """``aten::_softmax_backward_data``, which makes the product of gradient and output (SoftMax.cu,
+    softmax_backward_cuda_out): of ``product`` bytes where the probabilities are wider than the gradient.
+    """
+    found = t.allocate(size, BACKWARD)
+    if not t.kernels.one_pool:
+        t.temporary(product or size, WORKSPACE)
+    return found
+
+
+def embedding_gradient(t: Tape, num_indices: int, num_rows: int, width: int, element_bytes: int) -> Storage:
+    """``aten::embedding_dense_backward``: the whole table's gradient."""
+    found = t.allocate(element_bytes * num_rows * width, PARAMETER_GRADIENT)
+    if not t.kernels.one_pool:
+        taken = [t.allocate(size, WORKSPACE) for size in embedding_backward_workspaces(num_indices, num_rows, width)]
+        for each in reversed(taken):
+            t.release(each)
+    return found
 
 
 def layer_norm(t: Tape, x: Tensor, term: Term, name: str, statistics_bytes: int, weight_bytes: int) -> Tensor:

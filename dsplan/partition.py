@@ -5,17 +5,23 @@ Legend: Ψ parameters, N ranks, n elements of one parameter.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import groupby
 
-from dsplan.model import ModelShape
-from dsplan.units import round_up
+from dsplan.ledger import Sizes
+from dsplan.model import ModelShape, Parameter
+from dsplan.units import ceil_div, round_up
 
+#: So many parameters a rank make it worth while to go rank by rank.
+FEW_RANKS = 4
 #: stage_1_and_2.py ``nccl_start_alignment_factor``: flat buffers are padded to a multiple of 2·N elements.
 ALIGNMENT_FACTOR = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FlatPartition:
     """Stages 1 and 2: one flat buffer cut into N equal ranges; ``owned`` are one rank's parameters.
 
@@ -34,13 +40,27 @@ class FlatPartition:
     @property
     def owned_elements(self) -> int:
         """ΣG: the owned parameters' elements, edges counted whole."""
-        return sum(numel for _, numel in self.owned)
+        return sum([numel for _, numel in self.owned])
+
+    @cached_property
+    def slice_of(self) -> dict[int, int]:
+        """Elements that lie in the range, by the index of each owned parameter."""
+        return {index: size for (index, _), size in zip(self.owned, self.slices, strict=True)}
 
 
 @lru_cache(maxsize=64)
-def parameter_sizes(model: ModelShape) -> tuple[int, ...]:
+def parameter_sizes(model: ModelShape) -> Sizes:
     """Elements of every parameter, in the order of ``nn.Module.parameters()``."""
-    return tuple(parameter.numel for parameter in model.parameters)
+    if model.decoder is None:
+        blocks = [(_numels(model.block_parameters), model.num_layers)]
+    else:
+        kinds = [_numels(kind) for kind in model.decoder.kinds]
+        blocks = [(kinds[kind], len(tuple(alike))) for kind, alike in groupby(model.decoder.layers)]
+    return Sizes.of([(_numels(model.embedding_parameters), 1), *blocks, (_numels(model.head_parameters), 1)])
+
+
+def _numels(parameters: tuple[Parameter, ...]) -> tuple[int, ...]:
+    return tuple([parameter.numel for parameter in parameters])
 
 
 def padded_elements(model: ModelShape, world_size: int) -> int:
@@ -60,6 +80,8 @@ def flat_order(model: ModelShape, world_size: int, *, round_robin: bool) -> list
 def flat_offsets(model: ModelShape, world_size: int, round_robin: bool = False) -> tuple[int, ...]:
     """Where each parameter starts in the flat buffer, in elements."""
     sizes = parameter_sizes(model)
+    if not round_robin:
+        return (0, *sizes.ends[:-1])
     offsets = [0] * len(sizes)
     position = 0
     for index in flat_order(model, world_size, round_robin=round_robin):
@@ -78,21 +100,52 @@ def worst_ranks(model: ModelShape, world_size: int, round_robin: bool = False) -
     """
     sizes = parameter_sizes(model)
     size = padded_elements(model, world_size) // world_size
-    totals: dict[int, int] = {}
-    offset = 0
-    head: tuple[int, int] = (0, 0)
-    for index in flat_order(model, world_size, round_robin=round_robin):
-        numel = sizes[index]
-        end = offset + numel
-        first, last = offset // size, (end - 1) // size
-        if index == len(sizes) - 1:
-            head = first, last
-        # Ranks in the middle of one huge parameter all look alike; one of them is enough.
-        for owner in {first, min(first + 1, last), last}:
-            totals[owner] = totals.get(owner, 0) + numel
-        offset = end
+    if round_robin or world_size > len(sizes) // FEW_RANKS:
+        order = flat_order(model, world_size, round_robin=round_robin)
+        totals = _owned_by_rank([sizes[index] for index in order], size)
+    else:
+        totals = _owned_by_few(sizes, size, world_size)
+    begin = flat_offsets(model, world_size, round_robin)[-1]
+    head = begin // size, (begin + sizes[-1] - 1) // size
     most = max(totals, key=lambda rank: (totals[rank], rank))
     return tuple(dict.fromkeys((max(totals), most, 0, *head)))
+
+
+def _owned_by_rank(sizes: Sequence[int], size: int) -> dict[int, int]:
+    """Elements of the parameters that each rank owns; ``sizes`` in the order of the flat buffer.
+
+    Ranks in the middle of one huge parameter all look alike; one of them is enough.
+    """
+    totals: dict[int, int] = {}
+    offset = current = held = 0  # held: of the rank ``current``, so far
+    for numel in sizes:
+        begin = offset
+        offset += numel
+        last = (offset - 1) // size
+        if last == current:
+            held += numel
+            continue
+        totals[current] = held
+        first = begin // size
+        for owner in {first, min(first + 1, last), last}:
+            totals[owner] = totals.get(owner, 0) + numel
+        current, held = last, totals[last]
+    totals[current] = held
+    return totals
+
+
+def _owned_by_few(sizes: Sizes, size: int, world_size: int) -> dict[int, int]:
+    """The same rank by rank, which is sooner done where many parameters are whole in a rank."""
+    totals = {}
+    ends = sizes.ends
+    for rank in range(min(world_size, ceil_div(ends[-1], size))):
+        first = bisect_right(ends, rank * size)
+        last = bisect_left(ends, min((rank + 1) * size, ends[-1]))
+        begin = ends[first] - sizes[first]
+        in_the_middle = first == last and begin // size + 1 < rank < (ends[first] - 1) // size
+        if not in_the_middle:
+            totals[rank] = ends[last] - begin
+    return totals
 
 
 @lru_cache(maxsize=256)
@@ -106,16 +159,16 @@ def flat_partition(model: ModelShape, world_size: int, rank: int, round_robin: b
     padded = padded_elements(model, world_size)
     size = padded // world_size
     begin, end = rank * size, (rank + 1) * size
-    owned = [
-        (index, sizes[index], min(offsets[index] + sizes[index], end) - max(offsets[index], begin))
-        for index in flat_order(model, world_size, round_robin=round_robin)
-        if offsets[index] < end and offsets[index] + sizes[index] > begin
-    ]
+    overlapping: Iterable[int] = range(bisect_right(sizes.ends, begin), bisect_left(offsets, end))
+    if round_robin:
+        order = flat_order(model, world_size, round_robin=True)
+        overlapping = [i for i in order if offsets[i] < end and offsets[i] + sizes[i] > begin]
+    owned = tuple([(index, sizes[index]) for index in overlapping])
     return FlatPartition(
         padded=padded,
         size=size,
-        owned=tuple((index, numel) for index, numel, _ in owned),
-        slices=tuple(overlap for _, _, overlap in owned),
+        owned=owned,
+        slices=tuple([min(offsets[index] + numel, end) - max(offsets[index], begin) for index, numel in owned]),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dsplan.errors import InputError
-from dsplan.workload import Workload
+from dsplan.errors import InputError, choice
+from dsplan.workload import CheckpointOptions, Workload
 from dsplan.zero import ZeroConfig
 
 #: Optimizers that DeepSpeed updates on the CPU itself (runtime/engine.py, _configure_basic_optimizer).
@@ -24,6 +24,8 @@ class Plan:
         gradient_clipping: DeepSpeed's ``gradient_clipping``; 0 disables it.
         torch_adam: ``optimizer.params.torch_adam``: torch's AdamW in place of DeepSpeed's fused one.
         ddp: torch's DistributedDataParallel with native AMP in place of DeepSpeed; ``zero`` says nothing then.
+        checkpointing: what DeepSpeed's activation checkpointing does with a block's input, where the model calls it.
+        torch_autocast: DeepSpeed's ``torch_autocast``: the precision of what autocast lowers; the workload's is fp32.
     """
 
     name: str
@@ -32,8 +34,12 @@ class Plan:
     gradient_clipping: float = 1.0
     torch_adam: bool = False
     ddp: bool = False
+    checkpointing: CheckpointOptions = field(default_factory=CheckpointOptions)
+    torch_autocast: str | None = None
 
     def __post_init__(self) -> None:
+        if self.workload.activation_checkpointing != "deepspeed":  # nobody reads it, so that equal plans compare equal
+            object.__setattr__(self, "checkpointing", CheckpointOptions())
         if self.ddp and self.zero.stage != 0:
             raise InputError(f"zero_optimization.stage: {self.zero.stage} is not allowed; ddp partitions nothing")
         if self.ddp and self.workload.optimizer not in TORCH_OPTIMIZERS:
@@ -45,5 +51,17 @@ class Plan:
                 f"optimizer: {self.workload.optimizer} has no CPU version in DeepSpeed; "
                 f"with offload_optimizer use one of {', '.join(CPU_OPTIMIZERS)}"
             )
+        if self.torch_autocast is not None:
+            self._require_autocast(self.torch_autocast)
         if self.gradient_clipping < 0:
             raise InputError(f"gradient_clipping: {self.gradient_clipping} is not allowed; it must not be negative")
+
+    def _require_autocast(self, dtype: str) -> None:
+        choice("torch_autocast.dtype", dtype, ("fp16", "bf16"))
+        if self.ddp:
+            raise InputError("torch_autocast: is DeepSpeed's; ddp lowers to the precision of the workload")
+        if self.workload.precision != "fp32":
+            raise InputError(f"torch_autocast: the weights stay fp32; {self.workload.precision} does not go with it")
+        for key in ("grad_accum_dtype", "communication_data_type"):
+            if getattr(self.workload, key) is not None:
+                raise InputError(f"{key}: is not modelled together with torch_autocast")

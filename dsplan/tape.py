@@ -65,6 +65,8 @@ class Tape:
     kernels: Kernels
     events: list[Event] = field(default_factory=list)
     saving: bool = True
+    #: Whether the nodes that run have what torch's checkpoint recomputed: theirs alone, gone when their function ends.
+    recomputed: bool = False
     _nodes: list[tuple[Tensor | None, Backward]] = field(default_factory=list)
     _gradients: dict[int, Storage] = field(default_factory=dict)
     _saves: int = 0
@@ -243,7 +245,9 @@ class Tape:
             self._run(later, output, gradient)
             self.events += again
             nodes, self._nodes = self._nodes, []
+            self.recomputed = True
             self._run(nodes, None, gradient)
+            self.recomputed = False
         else:
             self.run_backward(output, gradient)
         self._nodes = outer

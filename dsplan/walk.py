@@ -11,9 +11,26 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from dsplan.activations import INPUTS, Program
+from dsplan.activations import INPUTS, Program, layers_vary
 from dsplan.engine import Run, candidate_ranks, engine_for, programs_for
+from dsplan.engine.checkpoints import checkpoints_of
 from dsplan.engine.gathering import MICRO_BATCHES, acts
+from dsplan.engine.outline import (
+    BACKWARD,
+    BLOCK,
+    EMBEDDING,
+    FORWARD,
+    HEAD,
+    Batch,
+    Outlines,
+    WithoutBatch,
+    cut_programs,
+    moment_of_block,
+)
+from dsplan.engine.stretches import Stretch, compress, first_of_block, gradient_indices
+from dsplan.engine.tracing import Interned, TracingLedger
+from dsplan.engine.trained import trained_part
+from dsplan.engine.varied import trained_run, varied_of
 from dsplan.hardware import Accelerator
 from dsplan.kernels import Kernels
 from dsplan.ledger import PAGEABLE, PINNED, Ledger, MemoryTerm, PhaseMemory, StepMemory, Term
@@ -21,16 +38,16 @@ from dsplan.model import ModelShape
 from dsplan.overhead import LT_WORKSPACE, WORKSPACE, device_overhead
 from dsplan.plan import Plan
 from dsplan.tape import ALLOC, FREE, GRADIENT, PRODUCT, Event
+from dsplan.workload import Workload
 
 #: Steps that the walk takes: the first (no optimizer states yet), and enough more to be steady
 #: (stage 3 records its trace in the first and prefetches from the second on).
 FIRST_STEP = "first step"
 STEADY_STATE = "steady state"
+#: Threads that multiply once the backward pass has begun: the program's and autograd's.
+AUTOGRADS_THREAD = 2
 #: Stage 3 puts a linear layer of its own in the place of torch's (deepspeed/runtime/zero/linear.py).
 STAGE_OF_OWN_LINEAR = 3
-
-#: (rise, net, kind, index): a stretch of device events, then a gradient or a module's hook, or nothing (-1).
-Stretch = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +77,18 @@ def walk(
     reaches it. ``capacity_bytes`` is what the device has for tensors (:func:`capacity_of`): where two copies of
     the model are more, stages 1 and 2 flatten it on the host. None: the device has room.
     """
-    ranks = candidate_ranks(model, plan, world_size) if rank is None else (rank,)
-    results = [_walk_rank(model, plan, world_size, kernels, one, target, capacity_bytes) for one in ranks]
+    ranks = candidate_ranks(trained_part(model), plan, world_size) if rank is None else (rank,)
+    run = Run(
+        model=model,
+        plan=plan,
+        world_size=world_size,
+        kernels=kernels,
+        ledger=Ledger(kernels),
+        capacity_bytes=capacity_bytes,
+    )
+    results = _walk_outlined(run, ranks) if target is None and not layers_vary(model, plan.workload) else None
+    if results is None:
+        results = [_walk_rank(replace(run, ledger=Ledger(kernels, target=target), rank=one)) for one in ranks]
     if len(results) == 1:
         return results[0]
     return WalkResult(
@@ -86,7 +113,7 @@ def capacity_of(accelerator: Accelerator | None, world_size: int) -> int | None:
 
 def worst_rank(model: ModelShape, plan: Plan, world_size: int, kernels: Kernels) -> int:
     """The rank whose steps have the highest peak; where all ranks are alike, rank 0."""
-    ranks = candidate_ranks(model, plan, world_size)
+    ranks = candidate_ranks(trained_part(model), plan, world_size)
     if len(ranks) == 1:
         return ranks[0]
     peaks = {rank: _peak(walk(model, plan, world_size, kernels, rank=rank)) for rank in ranks}
@@ -98,26 +125,9 @@ def _peak(result: WalkResult) -> int:
     return max(step.peak_bytes for step in result.steps[1:])
 
 
-def _walk_rank(
-    model: ModelShape,
-    plan: Plan,
-    world_size: int,
-    kernels: Kernels,
-    rank: int,
-    target: tuple[str, str, int] | None,
-    capacity_bytes: int | None,
-) -> WalkResult:
-    ledger = Ledger(kernels, target=target)
-    run = Run(
-        model=model,
-        plan=plan,
-        world_size=world_size,
-        kernels=kernels,
-        ledger=ledger,
-        rank=rank,
-        capacity_bytes=capacity_bytes,
-    )
-    _Walk(run).take()
+def _walk_rank(run: Run) -> WalkResult:
+    Walk(run).take()
+    ledger = run.ledger
     return WalkResult(
         steps=tuple(ledger.steps),
         pinned_bytes=ledger.host_peak[PINNED],
@@ -127,42 +137,92 @@ def _walk_rank(
     )
 
 
+def _walk_outlined(run: Run, ranks: tuple[int, ...]) -> list[WalkResult] | None:
+    """The walks of ``ranks`` by their outlines; None where more than the programs depends on the batch."""
+    key, capacity = WithoutBatch(run), run.capacity_bytes
+    outlines = _outlines(key, ranks, None)
+    if outlines is not None and capacity is not None and outlines.init_bytes > capacity:
+        outlines = _outlines(key, ranks, capacity)  # the initialisation may have to make room
+    if outlines is None:
+        return None
+    cut = cut_programs(run.model, programs_for(run, outlines.kernels), *outlines.cuts)
+    if cut.calls != outlines.calls:
+        return None
+    batch = Batch(cut, _tokens_bytes(run.plan.workload), run.kernels)
+    return [
+        WalkResult(
+            steps=one.walk(batch),
+            pinned_bytes=one.pinned_bytes,
+            pageable_bytes=one.pageable_bytes,
+            host_bytes=one.host_bytes,
+            terms=(),
+        )
+        for one in outlines.ranks
+    ]
+
+
+@lru_cache(maxsize=256)
+def _outlines(key: WithoutBatch, ranks: tuple[int, ...], capacity_bytes: int | None) -> Outlines | None:
+    interned = Interned()
+    found = []
+    for rank in ranks:
+        ledger = TracingLedger(key.run.kernels, interned)
+        run = replace(key.run, ledger=ledger, rank=rank, capacity_bytes=capacity_bytes)
+        walk = _Outliner(run, ledger)
+        if walk.checkpoints is not None:
+            return None
+        walk.take()
+        found.append(ledger.outline())
+    cuts = (walk.engine.follows_gradients, walk.engine.follows_modules)
+    calls = cut_programs(run.model, walk.pieces, *cuts).calls
+    return Outlines(ranks=tuple(found), cuts=cuts, calls=calls, kernels=walk.kernels)
+
+
 def _worst(steps: tuple[StepMemory, ...]) -> StepMemory:
     worst = StepMemory(name=steps[0].name)
-    for phase in steps[0].phases:
-        found = [step.phases[phase] for step in steps]
-        highest = max(found, key=lambda memory: memory.peak_bytes)
-        worst.phases[phase] = PhaseMemory(
-            level_bytes=max(memory.level_bytes for memory in found),
-            peak_bytes=highest.peak_bytes,
-            peak_moment=highest.peak_moment,
-        )
+    for phase, first in steps[0].phases.items():
+        level, peak, moment = first.level_bytes, first.peak_bytes, first.peak_moment
+        for step in steps[1:]:
+            memory = step.phases[phase]
+            level = max(level, memory.level_bytes)
+            if memory.peak_bytes > peak:
+                peak, moment = memory.peak_bytes, memory.peak_moment
+        worst.phases[phase] = PhaseMemory(level_bytes=level, peak_bytes=peak, peak_moment=moment)
     return worst
 
 
-class _Walk:
+class Walk:
+    """One rank of a run, walked: its engine, and the model's programs as stretches."""
+
     def __init__(self, run: Run) -> None:
+        whole, run = run, trained_run(run)  # what the programs are of, and what the engine knows
         self.run = run
         self.ledger = run.ledger
         self.engine = engine_for(run)
         zero = run.plan.zero
         own_linear = zero.stage == STAGE_OF_OWN_LINEAR and zero.memory_efficient_linear
         self.adds_bias = run.model.bias and not own_linear
-        kernels = replace(run.kernels, zero3_linear=True) if own_linear else run.kernels
-        self.pieces = programs_for(run, kernels)
+        self.kernels = kernels = run.kernels.of_programs(zero3_linear=own_linear)
+        self.pieces = programs_for(whole, kernels)
+        self.varied = varied_of(whole, self.engine, kernels)
         cuts = (self.engine.follows_gradients, self.engine.follows_modules)
-        self.embedding = _compress(run.model, self.pieces.embedding, *cuts)
-        self.block = _compress(run.model, self.pieces.block, *cuts)
+        self.embedding = compress(run.model, self.pieces.embedding, *cuts)
+        self.block = compress(run.model, self.pieces.block, *cuts)
         # The head's gradients come first: with them ZeRO's buckets appear, whatever the blocks need.
-        self.head = _compress(run.model, self.pieces.head, True, self.engine.follows_modules)
+        self.head = compress(run.model, self.pieces.head, True, self.engine.follows_modules)
         self.workspaces = 0
+        #: Whether blocks run again on autograd's thread, with products that add a bias; and whether one has.
+        self.recomputes = self.adds_bias and run.plan.workload.activation_checkpointing != "none"
+        self.recomputed = False
+        # What happens to the inputs of checkpointed blocks depends on the layer: blocks are not alike at their ends.
+        self.checkpoints = checkpoints_of(run)
 
     def take(self) -> None:
         ledger, engine = self.ledger, self.engine
         ledger.begin_step("init")
         ledger.begin("init")
         ledger.moment = "building the model"
-        engine.initialise()
+        (self.varied or engine).initialise()
         ledger.end()
         for number in range(engine.num_steps):
             last = number == engine.num_steps - 1
@@ -185,59 +245,80 @@ class _Walk:
                 engine.step(first=first)
             ledger.end()
 
-    @property
-    def _tokens_bytes(self) -> int:
-        workload = self.run.plan.workload
-        return 8 * workload.micro_batch_size * workload.sequence_length
-
     def _workspace(self, threads: int) -> None:
         # The forward thread's appears with its first product, autograd's thread brings a second one. Products with a
-        # bias are the forward's; autograd's thread has them where it recomputes.
+        # bias are the forward's; autograd's thread has them where it recomputes (_backward).
         run = self.run
-        recomputes = run.plan.workload.activation_checkpointing != "none"
         while self.workspaces < threads:
             self.workspaces += 1
             self.ledger.alloc(WORKSPACE, run.kernels.workspace_bytes)
-            if self.adds_bias and (self.workspaces == 1 or recomputes):
+            if self.adds_bias and self.workspaces == 1:
                 self.ledger.alloc(LT_WORKSPACE, run.kernels.lt_workspace_bytes)
 
     def _forward(self) -> None:
-        ledger, layers = self.ledger, self.run.model.num_layers
+        ledger = self.ledger
         ledger.begin("forward")
         ledger.moment = "embedding"
-        ledger.alloc(INPUTS, self._tokens_bytes)
-        ledger.alloc(INPUTS, self._tokens_bytes)
+        self._take_inputs()
         self.engine.begin_forward()
-        self._replay(self.pieces.embedding.forward, self.embedding[0], 0)
+        self._replay(EMBEDDING, FORWARD, 0)
         self._workspace(1)
-        for layer in range(layers):
-            ledger.moment = f"forward of block {layer}"
-            self._replay(self.pieces.block.forward, self.block[0], layer)
+        self._blocks(FORWARD, range(self.run.model.num_layers))
         ledger.moment = "head and loss"
-        self._replay(self.pieces.head.forward, self.head[0], 0)
+        self._replay(HEAD, FORWARD, 0)
         ledger.end()
 
     def _backward(self) -> None:
         ledger = self.ledger
         ledger.begin("backward")
         ledger.moment = "backward of the loss and the head"
-        self._replay(self.pieces.head.backward, self.head[1], 0)
-        for layer in reversed(range(self.run.model.num_layers)):
-            ledger.moment = f"backward of block {layer}"
-            self._replay(self.pieces.block.backward, self.block[1], layer)
+        self._replay(HEAD, BACKWARD, 0)
+        if self.recomputes and not self.recomputed:
+            self.recomputed = True
+            self.ledger.alloc(LT_WORKSPACE, self.run.kernels.lt_workspace_bytes)
+        self._blocks(BACKWARD, range(self.run.model.num_layers)[::-1])
         ledger.moment = "backward of the embedding"
-        self._replay(self.pieces.embedding.backward, self.embedding[1], 0)
+        self._replay(EMBEDDING, BACKWARD, 0)
+
+    def _take_inputs(self) -> None:
+        for _ in range(2):
+            self.ledger.alloc(INPUTS, _tokens_bytes(self.run.plan.workload))
 
     def _drop_inputs(self) -> None:
-        self.ledger.free(INPUTS, self._tokens_bytes)
-        self.ledger.free(INPUTS, self._tokens_bytes)
+        for _ in range(2):
+            self.ledger.free(INPUTS, _tokens_bytes(self.run.plan.workload))
 
-    def _replay(self, events: tuple[Event, ...], stretches: tuple[Stretch, ...], layer: int) -> None:
-        if self.ledger.detailed:
-            self._replay_events(events, layer)
+    def _blocks(self, direction: int, layers: range) -> None:
+        for layer in layers:
+            self._block(direction, layer)
+
+    def _block(self, direction: int, layer: int) -> None:
+        self.ledger.moment = moment_of_block(direction, layer)
+        if self.checkpoints is None:
+            self._replay(BLOCK, direction, layer)
+        elif direction == FORWARD:
+            self.checkpoints.before_forward(layer)
+            self._replay(BLOCK, direction, layer)
+            self.checkpoints.after_forward(layer)
+        else:
+            self.checkpoints.before_backward(layer)
+            self._replay(BLOCK, direction, layer)
+
+    def _stretches(self, piece: str, direction: int) -> tuple[Stretch, ...]:
+        return {EMBEDDING: self.embedding, BLOCK: self.block, HEAD: self.head}[piece][direction]
+
+    def _replay(self, piece: str, direction: int, layer: int) -> None:
+        if self.varied is not None:
+            one, prefix = self.varied.of_layer(layer) if piece == BLOCK else (getattr(self.pieces, piece), "")
+            self.varied.replay(one, prefix, self._workspace, backward=direction == BACKWARD, cut=piece == HEAD)
             return
+        if self.ledger.detailed:
+            program: Program = getattr(self.pieces, piece)
+            self._replay_events(program.forward if direction == FORWARD else program.backward, layer)
+            return
+        stretches = self._stretches(piece, direction)
         ledger, engine = self.ledger, self.engine
-        base = _first_of_block(self.run.model, layer)
+        base = first_of_block(self.run.model, layer)
         for rise, net, kind, index in stretches:
             level = ledger.level  # as rise_and_settle does: nothing else is done so often
             if level + rise > ledger.peak:
@@ -246,14 +327,14 @@ class _Walk:
             if kind == GRADIENT:
                 engine.gradient(base + index if index >= 0 else ~index)
             elif kind == PRODUCT:
-                self._workspace(2)
+                self._workspace(AUTOGRADS_THREAD)
             elif kind > 0:
                 engine.module(kind)
 
     def _replay_events(self, events: tuple[Event, ...], layer: int) -> None:
         ledger, engine = self.ledger, self.engine
-        indices = _gradient_indices(self.run.model)
-        base = _first_of_block(self.run.model, layer)
+        indices = gradient_indices(self.run.model)
+        base = first_of_block(self.run.model, layer)
         for kind, size, what in events:
             if kind == ALLOC:
                 assert isinstance(what, Term)
@@ -266,53 +347,54 @@ class _Walk:
                 index = indices[what]
                 engine.gradient(base + index if index >= 0 else ~index)
             elif kind == PRODUCT:
-                self._workspace(2)
+                self._workspace(AUTOGRADS_THREAD)
             elif engine.follows_modules and acts(self.run.model, kind, what):
                 engine.module(kind)
 
 
-def _first_of_block(model: ModelShape, layer: int) -> int:
-    """Index of a block's first parameter, in torch's order; the blocks are alike."""
-    return len(model.embedding_parameters) + layer * len(model.block_parameters)
+def _tokens_bytes(workload: Workload) -> int:
+    return 8 * workload.micro_batch_size * workload.sequence_length
 
 
-@lru_cache(maxsize=64)
-def _gradient_indices(model: ModelShape) -> dict[str, int]:
-    """Index of each parameter: within its block, or the complement of its index in the model."""
-    indices = {parameter.name: index for index, parameter in enumerate(model.block_parameters)}
-    first_of_head = _first_of_block(model, model.num_layers)
-    for index, parameter in enumerate(model.embedding_parameters):
-        indices[parameter.name] = ~index
-    for index, parameter in enumerate(model.head_parameters):
-        indices[parameter.name] = ~(first_of_head + index)
-    return indices
+class _Outliner(Walk):
+    """A walk without the model's programs: the engine acts as in every walk, and the ledger notes what it does."""
 
+    def __init__(self, run: Run, ledger: TracingLedger) -> None:
+        super().__init__(run)
+        self.tracing = ledger
 
-@lru_cache(maxsize=1024)
-def _compress(
-    model: ModelShape, program: Program, gradients: bool, modules: bool
-) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...]]:
-    """Forward and backward of a piece as stretches, cut where the engine wants to be called."""
-    indices = _gradient_indices(model)
+    def _take_inputs(self) -> None:
+        self.tracing.tokens(appear=True)
 
-    def compress(events: tuple[Event, ...]) -> tuple[Stretch, ...]:
-        stretches: list[Stretch] = []
-        level = rise = 0
-        for kind, size, what in events:
-            if kind == ALLOC:
-                level += size
-                rise = max(rise, level)
-            elif kind == FREE:
-                level -= size
-            elif (
-                kind == PRODUCT
-                or (kind == GRADIENT and gradients)
-                or (kind != GRADIENT and modules and acts(model, kind, what))
-            ):
-                index = indices[what] if kind == GRADIENT and isinstance(what, str) else -1
-                stretches.append((rise, level, kind, index))
-                level = rise = 0
-        stretches.append((rise, level, -1, -1))
-        return tuple(stretches)
+    def _drop_inputs(self) -> None:
+        self.tracing.tokens(appear=False)
 
-    return compress(program.forward), compress(program.backward)
+    def _blocks(self, direction: int, layers: range) -> None:
+        calls = tuple([(kind, index) for _, _, kind, index in self._stretches(BLOCK, direction)])
+        while layers:
+            self.ledger.moment = moment_of_block(direction, layers[0])
+            each = None
+            if self.workspaces == AUTOGRADS_THREAD or not any(kind == PRODUCT for kind, _ in calls):
+                each = self.engine.blocks_at_once(layers, calls)
+            if each is not None:
+                self.tracing.blocks(direction, layers[0], each)
+                self.ledger.moment = moment_of_block(direction, layers[-1])
+                return
+            self._replay(BLOCK, direction, layers[0])
+            layers = layers[1:]
+
+    def _replay(self, piece: str, direction: int, layer: int) -> None:
+        ledger, engine = self.ledger, self.engine
+        base = first_of_block(self.run.model, layer)
+        effects = []
+        self.tracing.settle()
+        for _, _, kind, index in self._stretches(piece, direction):
+            level = ledger.peak = ledger.level
+            if kind == GRADIENT:
+                engine.gradient(base + index if index >= 0 else ~index)
+            elif kind == PRODUCT:
+                self._workspace(AUTOGRADS_THREAD)
+            elif kind > 0:
+                engine.module(kind)
+            effects.append((ledger.peak - level, ledger.level - level))
+        self.tracing.piece(piece, direction, layer, tuple(effects))

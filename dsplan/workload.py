@@ -32,6 +32,33 @@ DRY_RUN_OPTIMIZERS = {"muon": "Muon"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointOptions:
+    """DeepSpeed's ``activation_checkpointing`` section, of which ``torch.utils.checkpoint`` knows nothing.
+
+    Attributes:
+        partition_activations: each checkpointed input is copied, and cut among model-parallel ranks, of which there
+            is one here.
+        cpu_checkpointing: checkpointed inputs wait on the host.
+        contiguous_memory_optimization: the copies lie in buffers that are made with the first of them.
+        number_checkpoints: how many such buffers; None: as many as the model has blocks. Read with
+            ``contiguous_memory_optimization`` only.
+    """
+
+    partition_activations: bool = False
+    cpu_checkpointing: bool = False
+    contiguous_memory_optimization: bool = False
+    number_checkpoints: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.contiguous_memory_optimization and not self.partition_activations:
+            raise InputError("activation_checkpointing.contiguous_memory_optimization: needs partition_activations")
+        if self.number_checkpoints is not None:
+            require_positive("activation_checkpointing.number_checkpoints", self.number_checkpoints)
+            if not self.contiguous_memory_optimization:  # so that equal options compare equal
+                object.__setattr__(self, "number_checkpoints", None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """One training job, the same on every rank.
 

@@ -26,11 +26,11 @@ from dsplan.files import require_target, write_text
 from dsplan.records import require_valid
 from runner.environment import child_environment
 from runner.launch import free_port
-from runner.orphan import PARENT_PID
+from runner.orphan import PARENT_PID, exit_with_parent
 from runner.spec import RunSpec
 
 SCHEMA_VERSION = 1
-SECONDS = 80.0
+SECONDS = 70.0
 _TABLES = (
     *("linear", "products", "fused_attention", "elementwise", "optimizer", "launch", "host_link", "host"),
     *("collectives", "engine", "drive"),
@@ -61,20 +61,32 @@ def calibrate(
         on_partial: called with the profile as far as it is, after every part: a break loses nothing of it.
 
     Raises:
-        RunError: a rank failed or did not end; its last lines are in the message.
+        RunError: a rank failed or did not end; its last lines are in the message. What else could be measured was
+            given to ``on_partial``.
     """
+    failures: list[RunError] = []
     with tempfile.TemporaryDirectory(prefix="dsplan-calibrate-") as folder:
 
         def part(ranks: int, before: dict[str, Any]) -> dict[str, Any]:
+            found = before
+
             def changed(document: dict[str, Any]) -> None:
-                on_partial(_profile(_joined(before, document), name, gpus))
+                nonlocal found
+                found = _joined(before, document)
+                on_partial(_profile(found, name, gpus))
 
             drive = nvme_path if ranks == 1 else None
-            return _joined(before, _part(device, ranks, seconds, Path(folder), drive, on_progress, changed))
+            try:
+                changed(_part(device, ranks, seconds, Path(folder), drive, on_progress, changed))
+            except RunError as error:
+                failures.append(error)
+            return found
 
         document = part(1, {})
-        if gpus > 1:
+        if gpus > 1 and document:  # also after a failure: what one part lacks takes nothing from the other
             document = part(gpus, document)
+    if failures:
+        raise failures[0]
     return _profile(document, name, gpus)
 
 
@@ -153,11 +165,12 @@ def _lines(children: list[subprocess.Popen[bytes]], log: Path, deadline: float) 
     told = 0
     while True:
         ended = all(child.poll() is not None for child in children)
-        if any(child.returncode for child in children):
-            raise RunError(f"calibration: a rank failed; its last lines:\n{_tail(log)}", EXIT_RUN_FAILED)
+        broken = any(child.returncode for child in children)
         lines = [line for line in log.read_text(errors="replace").splitlines() if " rows, " in line]
         yield from lines[told:]
         told = len(lines)
+        if broken:
+            raise RunError(f"calibration: a rank failed; its last lines:\n{_tail(log)}", EXIT_RUN_FAILED)
         if ended:
             return
         if time.monotonic() > deadline:
@@ -184,6 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--nvme-path", type=Path)
     parser.add_argument("--force", action="store_true")
     options = parser.parse_args(arguments)
+    exit_with_parent()
     try:
         require_target(options.output, force=options.force)
         profile = calibrate(

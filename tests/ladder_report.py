@@ -1,4 +1,4 @@
-"""The verdict against ladders that were climbed on real GPUs: ``python -m tests.ladder_report [--unseen]``.
+"""The verdict against ladders that were climbed on real GPUs: ``python -m tests.ladder_report [--set SET] [--unseen]``.
 
 ``tests/gpu/ladders.py`` made the records. Each rung is judged with its cap as what the device offers to torch's
 allocator, by the code that ``dsplan estimate`` judges with.
@@ -14,17 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsplan.allocator import parse_settings
 from dsplan.catalogue import accelerator
-from dsplan.engine import candidate_ranks
 from dsplan.kernels import kernels_of
+from dsplan.verdict.candidates import candidates
 from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, Candidates, Pressed, firmly, press
-from dsplan.verdict.trace import trace
 from dsplan.walk import capacity_of, walk
 from tests.gpu.ladder_settings import SETTINGS, Setting
 
 DATA = Path(__file__).parent / "data"
 SEEN, UNSEEN = DATA / "ladders.json", DATA / "ladders.unseen.json"
+#: Of each set of ``ladder_settings.SETS`` the half that was seen while the verdict was made, and the other.
+RECORDS = {
+    "first": (SEEN, UNSEEN),
+    "second": (DATA / "ladders_second.json", DATA / "ladders_second.unseen.json"),
+}
 DEVICE = "h200"  # on which the records were made
 LIVED = "survived"
 
@@ -49,10 +52,13 @@ class JudgedRung:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedLadder:
+    """One ladder; ``called_fits`` is what was called the largest before it was climbed, None: nothing was."""
+
     name: str
     cap_bytes: int
     largest_that_lived: int
     is_closed: bool
+    called_fits: int | None = None
     rungs: list[JudgedRung] = field(default_factory=list)
 
     @property
@@ -67,22 +73,14 @@ def candidates_of(setting: Setting, size: int) -> tuple[Candidates, int]:
     model, plan, kernels = case.model_shape(), case.plan(), kernels_of(device)
     capacity = capacity_of(device, case.gpus)
     walked = walk(model, plan, case.gpus, kernels, capacity_bytes=capacity)
-    ranks = candidate_ranks(model, plan, case.gpus)
-    candidates = Candidates(
-        ranks,
-        lambda rank, skipped: trace(
-            model, plan, case.gpus, kernels, rank=rank, capacity_bytes=capacity, skipped=skipped
-        ),
-        parse_settings(setting.allocator),
-        skips=case.precision == "fp16" and case.stage > 0,
-    )
-    return candidates, max(step.peak_bytes for step in walked.steps)
+    found = candidates(model, plan, case.gpus, device, setting.allocator)
+    return found, max(step.peak_bytes for step in walked.steps)
 
 
 def judged_rung(setting: Setting, size: int, offered_bytes: int, *, closely: bool = False) -> Pressed:
     """As ``dsplan estimate`` judges, with so much for torch's allocator."""
-    candidates, peak = candidates_of(setting, size)
-    pressed = press(candidates, peak, offered_bytes, closely=closely)
+    found, peak = candidates_of(setting, size)
+    pressed = press(found, peak, offered_bytes, closely=closely)
     return firmly(pressed, peak, size, lambda smaller: candidates_of(setting, smaller))
 
 
@@ -98,6 +96,7 @@ def judge(document: dict[str, Any], *, closely: bool = False) -> list[JudgedLadd
             cap_bytes=ladder["cap_bytes"],
             largest_that_lived=lived,
             is_closed=died is not None and died == lived + 1,
+            called_fits=ladder.get("called_fits"),
         )
         for rung in ladder["rungs"]:
             if rung["outcome"] == "failed":
@@ -114,6 +113,7 @@ def summary(ladders: list[JudgedLadder]) -> dict[str, Any]:
     rungs = [rung for ladder in ladders for rung in ladder.rungs]
     closed = [ladder for ladder in ladders if ladder.is_closed]
     exact = [ladder for ladder in closed if ladder.largest_that_fits == ladder.largest_that_lived]
+    asked = [ladder for ladder in closed if ladder.called_fits is not None]
     verdicts = Counter((rung.pressed.verdict, rung.lived) for rung in rungs)
     return {
         "ladders": len(ladders),
@@ -124,6 +124,8 @@ def summary(ladders: list[JudgedLadder]) -> dict[str, Any]:
         "refusals": sum(rung.is_refusal for rung in rungs),
         "exact": len(exact),
         "exact_percent": 100 * len(exact) / len(closed) if closed else None,
+        "exact_before_the_climb": sum(ladder.called_fits == ladder.largest_that_lived for ladder in asked),
+        "asked_before_the_climb": len(asked),
         "verdicts": {f"{verdict}, {'lived' if lived else 'died'}": n for (verdict, lived), n in verdicts.items()},
     }
 
@@ -143,15 +145,27 @@ def _line(ladder: JudgedLadder) -> str:
     )
 
 
+def _row(ladder: JudgedLadder) -> str:
+    """A row of docs/verdict.md."""
+    signs = {FITS: "f", TIGHT: "t", DOES_NOT_FIT: "n"}
+    rungs = " ".join(f"{r.size}{signs[r.pressed.verdict]}{'+' if r.lived else '-'}" for r in ladder.rungs)
+    lived = f"{ladder.largest_that_lived}{'' if ladder.is_closed else '+'}"
+    before = "" if ladder.called_fits is None else f" | {ladder.called_fits}"
+    cap = f"{ladder.cap_bytes / 2**30:g}"
+    return f"| {ladder.name} | {cap} | {lived}{before} | {ladder.largest_that_fits} | {rungs} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--set", choices=RECORDS, default="first")
+    parser.add_argument("--markdown", action="store_true", help="rows as docs/verdict.md has them")
     parser.add_argument("--unseen", action="store_true", help="the ladders that nobody looked at while it was made")
     parser.add_argument("--file", type=Path)
     arguments = parser.parse_args()
-    path = arguments.file or (UNSEEN if arguments.unseen else SEEN)
+    path = arguments.file or RECORDS[arguments.set][arguments.unseen]
     ladders = judge(json.loads(path.read_text(encoding="utf-8")))
     for ladder in ladders:
-        sys.stdout.write(_line(ladder) + "\n")
+        sys.stdout.write((_row if arguments.markdown else _line)(ladder) + "\n")
     sys.stdout.write("f fits, t tight, n does not fit; + lived, - died; !! broken promise, ? refused\n")
     sys.stdout.write(json.dumps(summary(ladders), indent=1) + "\n")
 

@@ -1,5 +1,7 @@
 """How good the recommendation is where every stage was timed: ``python -m tests.regret [--unseen] [PROFILE.json]``.
 
+``--write`` puts the tables of both halves into docs/search.md.
+
 For each setting of ``tests/data/regret.json``: what the search recommends among what was measured, what that reaches of
 the best that was measured, the error of the predicted step times, and Spearman's rank correlation with the measured.
 """
@@ -10,29 +12,33 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsplan.catalogue import accelerator
-from dsplan.estimate import overhead_of
-from dsplan.hardware import Cluster
 from dsplan.search.search import search
 from dsplan.timing.profile import Profile, read_profile
 from dsplan.timing.rates import Machine, machine
 from dsplan.timing.step_time import StepTime, step_time
-from tests.gpu.regret_settings import SETTINGS, Setting
+from tests.gpu.regret_jobs import capped
+from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETTINGS, Setting
 
 DATA = Path(__file__).parent / "data"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "search.md"
 SEEN, UNSEEN = DATA / "regret.json", DATA / "regret.unseen.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One setting: what was recommended and what it is worth; shares of 1.
+    """One setting: what was recommended (without ``--closely``) and what it is worth; shares of 1.
 
     Attributes:
         reached: measured tokens a second of the recommended, of the best measured; None when it did not run.
+        asked: whether that is what the search said before anything was measured, buckets and all micro batches with
+            it; else what it says now among what was measured.
+        closely, closely_reached: the same of the search that asks the replay of the allocator.
+        num_strategies: of how many strategies a configuration ran.
         errors: signed, of every predicted step time.
         correlation: Spearman's, of predicted and measured tokens a second over all that ran.
     """
@@ -41,6 +47,10 @@ class Outcome:
     recommended: str
     best: str
     reached: float | None
+    asked: bool
+    closely: str
+    closely_reached: float | None
+    num_strategies: int
     errors: tuple[float, ...]
     correlation: float
 
@@ -48,14 +58,6 @@ class Outcome:
 def rows_of(path: Path, setting: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return [row for row in rows if row["setting"] == setting]
-
-
-def capped(setting: Setting) -> Cluster:
-    """The setting's machine: an H200 whose memory is the cap, and what lies outside the allocator on top of it."""
-    card = accelerator("h200")
-    outside = max(overhead_of(setting.model_shape(), plan, card, setting.ranks, 0) for plan in setting.plans())
-    small = replace(card, memory_bytes=setting.cap_bytes + outside, driver_reserve_bytes=0)
-    return Cluster(accelerator=small, gpus_per_node=setting.ranks)
 
 
 def predicted(setting: Setting, row: dict[str, Any], of: Machine) -> StepTime:
@@ -87,17 +89,53 @@ def outcome(setting: Setting, rows: Sequence[dict[str, Any]], profile: Profile |
         return float(row["micro_batch_size"] * tokens / row["seconds"])
 
     best = max(ran, key=speed)
-    times = [predicted(setting, row, of) for row in ran]
+    times = [predicted(setting, row, of) for row in ran if row["strategy"] in setting.strategies]
+    asked = next((row for row in rows if row["strategy"] == RECOMMENDED), None)
+    if asked is not None:
+        quick = next((row for row in rows if row["strategy"] == QUICK), asked)
+        shares = [speed(row) / speed(best) if row["status"] == "ok" else None for row in (quick, asked)]
+        names = [f"{row['of']} x {row['micro_batch_size']}" for row in (quick, asked)]
+        return _outcome(setting, names, best, shares, True, times, ran)
     chosen = None if result.winner is None else result.winner.plan
     key = ("nothing", 0) if chosen is None else (chosen.name, chosen.workload.micro_batch_size)
+    share = speed(measured[key]) / speed(best) if key in measured else None
+    return _outcome(setting, 2 * [f"{key[0]} x {key[1]}"], best, 2 * [share], False, times, ran)
+
+
+def _outcome(
+    setting: Setting,
+    names: Sequence[str],
+    best: dict[str, Any],
+    shares: Sequence[float | None],
+    asked: bool,
+    times: Sequence[StepTime],
+    ran: Sequence[dict[str, Any]],
+) -> Outcome:
+    ladder = [row for row in ran if row["strategy"] in setting.strategies]
     return Outcome(
         setting=setting.name,
-        recommended=f"{key[0]} x {key[1]}",
-        best=f"{best['strategy']} x {best['micro_batch_size']}",
-        reached=speed(measured[key]) / speed(best) if key in measured else None,
-        errors=tuple(time.seconds / row["seconds"] - 1 for time, row in zip(times, ran, strict=True)),
-        correlation=spearman([time.tokens_per_s for time in times], [speed(row) for row in ran]),
+        recommended=names[0],
+        best=f"{best.get('of', best['strategy'])} x {best['micro_batch_size']}",
+        reached=shares[0],
+        asked=asked,
+        closely=names[1],
+        closely_reached=shares[1],
+        num_strategies=len({row.get("of", row["strategy"]) for row in ran}),
+        errors=tuple(time.seconds / row["seconds"] - 1 for time, row in zip(times, ladder, strict=True)),
+        correlation=spearman(
+            [time.tokens_per_s for time in times], [row["micro_batch_size"] / row["seconds"] for row in ladder]
+        ),
     )
+
+
+def written(text: str, marker: str, lines: Sequence[str]) -> str:
+    """``text`` with ``lines`` between ``<!-- marker -->`` and ``<!-- /marker -->``."""
+    begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"no {begin} ... {end}")
+    return "\n".join([before + begin, *lines, end + after])
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
@@ -115,7 +153,58 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     return statistics.correlation(ranks(first), ranks(second))
 
 
+def judged(path: Path, profile: Profile | None = None) -> list[Outcome]:
+    """Every setting of a file."""
+    found = (outcome(setting, rows_of(path, setting.name), profile) for setting in SETTINGS)
+    return [one for one in found if one is not None]
+
+
+def table(found: Sequence[Outcome]) -> list[str]:
+    """A Markdown table, a row a setting, and the medians; of what is recommended where there was a choice."""
+    heads = ("setting", "recommended", "reached", "`--closely`", "reached", "best measured, of strategies")
+    heads += ("step times, median error", "Spearman")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for one in found:
+        errors = [abs(error) for error in one.errors]
+        times = ("none", "")
+        if errors:
+            times = (f"{100 * statistics.median(errors):.1f} % of {len(errors)}", f"{one.correlation:.3f}")
+        cells = (one.setting, one.recommended, _share(one.reached), one.closely, _share(one.closely_reached))
+        cells += (f"{one.best}, of {one.num_strategies}", *times)
+        lines.append(f"| {' | '.join(cells)} |")
+    chosen = [one for one in found if one.num_strategies > 1]
+    errors = [abs(error) for one in found for error in one.errors]
+    lines.append("")
+    if chosen:
+        shares = [one.reached or 0.0 for one in chosen]
+        lines.append(
+            f"Where more than one strategy was measured ({len(chosen)} of {len(found)} settings) the recommended one "
+            f"reaches {100 * statistics.median(shares):.1f} % in the median, {100 * min(shares):.1f} % in the worst."
+        )
+    if errors:
+        lines.append(f"{len(errors)} step times are {100 * statistics.median(errors):.1f} % off in the median.")
+    return lines
+
+
+def _share(value: float | None) -> str:
+    return "out of memory" if value is None else f"{100 * value:.1f} %"
+
+
+def report() -> list[str]:
+    """The tables of both halves, as far as they were measured."""
+    lines: list[str] = []
+    for path, words in ((SEEN, "Seen while the model was made:"), (UNSEEN, "Not looked at before:")):
+        found = judged(path) if path.exists() else []
+        if found:
+            lines += [*([""] if lines else []), words, "", *table(found)]
+    return lines
+
+
 def main() -> None:
+    if "--write" in sys.argv:
+        text = DOCUMENT.read_text(encoding="utf-8")
+        DOCUMENT.write_text(written(text, "regret", report()), encoding="utf-8")
+        return
     arguments = [argument for argument in sys.argv[1:] if argument != "--unseen"]
     path = UNSEEN if "--unseen" in sys.argv else SEEN
     profile = read_profile(arguments[0]) if arguments else None
@@ -130,7 +219,7 @@ def main() -> None:
         reached = "did not run" if found.reached is None else f"{100 * found.reached:.1f} %"
         sys.stdout.write(
             f"{found.setting:20} recommended {found.recommended:22} best {found.best:22} reached {reached:8} "
-            f"time {100 * statistics.median(abs(error) for error in found.errors):.1f} % "
+            f"time {100 * statistics.median([abs(error) for error in found.errors] or [0.0]):.1f} % "
             f"Spearman {found.correlation:.3f}\n"
         )
         if "--unseen" not in sys.argv:
@@ -142,7 +231,7 @@ def main() -> None:
 
 
 def _line(setting: Setting, row: dict[str, Any], of: Machine) -> None:
-    if row["status"] != "ok":
+    if row["status"] != "ok" or row["strategy"] not in setting.strategies:
         return
     time = predicted(setting, row, of)
     phases = [f"{1e3 * row[name]:.0f}" for name in ("forward_s", "backward_s", "step_s")]

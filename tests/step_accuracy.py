@@ -1,7 +1,7 @@
 """Hold the model of step time against the committed records: ``python -m tests.step_accuracy [PROFILE.json]``.
 
 Prints one line a record and the errors by kind. Of the nominal profile the records that its host comes from (*) are
-left out of the errors.
+left out of the errors. ``--write`` puts the errors by data sheets and by the shipped profile into docs/step-time.md.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from dsplan.modelfile import shape_from_config
 from dsplan.plan import Plan
 from dsplan.timing.nominal import catalogue
 from dsplan.timing.profile import Profile, read_profile
+from dsplan.timing.profiles import DATA_SHEETS, shipped
 from dsplan.timing.rates import Machine, machine
 from dsplan.timing.step_time import StepTime, step_time
-from tests.regret import spearman
+from tests.regret import spearman, written
 
 MEASURED = Path(__file__).parent / "data" / "measured"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "step-time.md"
 
 
 def measured_seconds(measurement: Measurement) -> float:
@@ -76,8 +78,8 @@ KINDS = ("stages 0 to 2", "stage 3", "offload")
 
 
 def rows(profile: Profile | None = None) -> list[Row]:
-    """Every committed record against ``profile``; None is the nominal one."""
-    of = machine(accelerator("h200"), profile)
+    """Every committed record against ``profile``; None is the nominal one, of data sheets."""
+    of = machine(accelerator("h200"), profile or DATA_SHEETS)
     used = {row["record"] for row in catalogue()["host"]["rows"]} if profile is None else set()
     found = []
     for path in sorted(MEASURED.glob("*.json")):
@@ -119,6 +121,11 @@ def summary(found: Sequence[Row]) -> list[str]:
 
 
 def main() -> None:
+    if "--write" in sys.argv:
+        text = DOCUMENT.read_text(encoding="utf-8")
+        text = written(text, "nominal", summary(rows()))
+        DOCUMENT.write_text(written(text, "h200", summary(rows(shipped("h200")))), encoding="utf-8")
+        return
     profile: Profile | None = read_profile(sys.argv[1]) if len(sys.argv) > 1 else None
     found = rows(profile)
     for row in found:

@@ -24,7 +24,7 @@ LAYERS = (
     "model hardware workload zero dry_run",
     "plan modelfile events",
     "catalogue",
-    "infer detect dsconfig",
+    "infer detect dsconfig reductions embeddings efficient_attention",
     "kernels measurement allocator",
     "ledger",
     "tape states buffers overhead",

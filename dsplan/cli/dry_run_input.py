@@ -8,7 +8,7 @@ from dsplan.activations import not_covered
 from dsplan.allocator.settings import parse_settings
 from dsplan.cli.flags import naming_flags
 from dsplan.cli.verify_options import WORST, DryRunOptions, given_flags
-from dsplan.engine import candidate_ranks
+from dsplan.engine import candidate_ranks, uncovered
 from dsplan.errors import InputError
 from dsplan.hardware import Accelerator
 from dsplan.kernels import kernels_of
@@ -69,8 +69,8 @@ def dry_rank(text: str | None, model: ModelShape, plan: Plan, target: Accelerato
     if number is not None:
         return number
     if (
-        not_covered(model, plan.workload) is not None
-    ):  # the first of those that can be the worst: it has the last layers
+        not_covered(model, plan.workload) or uncovered(model, plan)
+    ) is not None:  # the first of those that can be the worst: it has the last layers
         return candidate_ranks(model, plan, world_size)[0]
     return worst_rank(model, plan, world_size, kernels_of(target))
 

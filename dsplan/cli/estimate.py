@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from dsplan.errors import EXIT_FINDINGS
 
 if TYPE_CHECKING:
     from dsplan.estimate import Estimate
+    from dsplan.plan import Plan
 
 
 def estimate(
@@ -70,7 +72,12 @@ def estimate(
     from dsplan.cli.gate import missed, read_gate
 
     inputs = read_inputs(model, workload, machine, ds_config=ds_config, consumer=consumer, plan=plan)
-    inputs = replace(inputs, cluster=replace(inputs.cluster, allocator=allocator_settings(alloc_conf)))
+    cluster = replace(inputs.cluster, allocator=allocator_settings(alloc_conf))
+    if machine.gpu is None and cluster.accelerator is not None:  # this machine is the node
+        from dsplan.detect import host_limits
+
+        cluster = replace(cluster, limits=host_limits(swap_folders(inputs.plans)))
+    inputs = replace(inputs, cluster=cluster)
     wanted = None if require is None else read_gate(require, inputs.cluster)
     alone = len(inputs.plans) == 1
     with progress("Estimating") as advance:
@@ -92,6 +99,12 @@ def estimate(
     if wanted is not None and (why := missed(wanted, result)):
         typer.echo(f"dsplan: {why}", err=True)
         raise typer.Exit(EXIT_FINDINGS)
+
+
+def swap_folders(plans: Iterable[Plan]) -> list[str]:
+    """The folders that plans swap to (``nvme_path``), where they say which."""
+    offloads = [offload for plan in plans for offload in (plan.zero.offload_optimizer, plan.zero.offload_param)]
+    return [offload.nvme_path for offload in offloads if offload.device == "nvme" and offload.nvme_path]
 
 
 def _show(inputs: Inputs, result: Estimate, *, explain: bool, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from dsplan.errors import EXIT_OUT_OF_MEMORY, InputError, RunError
 from dsplan.estimate import BY_DRY_RUN, DOES_NOT_FIT, FITS, TIGHT, Estimate, PlanEstimate
 from dsplan.measurement import Measurement
 from dsplan.plan import Plan
+from dsplan.verdict.host import judge_host
 
 TIMEOUT_S = 1800.0
 STEPS = 6
@@ -39,8 +40,9 @@ def exactly(inputs: Inputs, result: Estimate, *, advance: Callable[[int, int], N
     pressed = row.pressed
     if measured is not None:
         pressed = replace(pressed, reserved_bytes=measured.peak_reserved_bytes, least_bytes=None)
-    if row.verdict == DOES_NOT_FIT and "host" in row.reason:  # of which a dry run of one rank says nothing
-        verdict, reason = row.verdict, row.reason
+    on_host = judge_host(row.host, inputs.cluster)  # of which a dry run of one rank says nothing
+    if on_host.outranks(verdict):
+        verdict, reason = on_host.verdict, on_host.reason
     exact = replace(row, verdict=verdict, reason=reason, judged_by=BY_DRY_RUN, pressed=pressed)
     return replace(result, plans=tuple(exact if other is row else other for other in result.plans))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,24 +10,25 @@ if TYPE_CHECKING:
     from dsplan.timing.profile import Profile
 
 ProfileOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--profile",
-        metavar="FILE",
-        help="Measured rates of the machine, as runner.calibrate writes them (default: data sheets, nominal).",
+        metavar="NAME|FILE",
+        help="Measured rates of the machine, as dsplan verify --calibrate stores them; nominal: data sheets (default: "
+        "the measured ones that ship for the device, else nominal).",
         show_default=False,
     ),
 ]
 
 
-def read_profile_option(value: Path | None) -> Profile | None:
+def read_profile_option(value: str | None) -> Profile | None:
     """The profile that was asked for; None for none.
 
     Raises:
-        InputError: no such file, or it is no profile.
+        InputError: no such name or file, or it is no profile.
     """
     if value is None:
         return None
-    from dsplan.timing.profile import read_profile
+    from dsplan.timing.profiles import find_profile
 
-    return read_profile(value)
+    return find_profile(value)

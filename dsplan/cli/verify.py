@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 
 from dsplan.cli.options import ConsumerOption, JsonOption, ModelOptions, WorkloadOptions
-from dsplan.cli.verify_options import DryRunOptions, RunOptions
-from dsplan.errors import EXIT_OK, EXIT_PREDICTION_MISSED, InputError, RunError
+from dsplan.cli.trial_options import TrialOptions
+from dsplan.cli.verify_options import DryRunOptions, RunOptions, given_flags
+from dsplan.errors import EXIT_OK, EXIT_PREDICTION_MISSED, InputError, RunError, require_positive
 
 
 def verify(
@@ -23,6 +24,7 @@ def verify(
     workload: WorkloadOptions,
     run: RunOptions,
     dry: DryRunOptions,
+    trial: TrialOptions,
     tolerance: Annotated[
         float,
         typer.Option("--tolerance", metavar="PERCENT", help="How far off the peak may be.", show_default=True),
@@ -56,6 +58,8 @@ def verify(
 
     Without a model it verifies a small one that two CPU cores train in seconds.
 
+    With --calibrate it measures this machine instead, for --profile; with --top K it times the K best configurations.
+
     Exit codes:
     0 the predicted peak is within the tolerance, or a dry run has what the formulas do not cover;
     1 it is not;
@@ -67,6 +71,7 @@ def verify(
     7 torch or DeepSpeed is not installed;
     130 interrupted.
     """
+    from dsplan.cli.verify_cap import beside_the_plan
     from dsplan.cli.verify_input import describe, read_job
     from dsplan.cli.verify_progress import run_progress
     from dsplan.events.write import require_kind, write_events
@@ -84,6 +89,10 @@ def verify(
         require_target(output, force=force)
     if keep_logs is not None and keep_logs.exists() and not keep_logs.is_dir():
         raise InputError(f"--keep-logs: {keep_logs} is not a folder")
+    if trial.calibrate or trial.top is not None:
+        return _speed(trial, model, workload, run, dry, consumer, timeout, keep_logs, output, force, as_json)
+    for flag in given_flags(trial):
+        raise InputError(f"{flag}: goes with --calibrate or --top; give one of them")
     for target in dry.events or ():
         require_kind(target, force=force)
     job = replace(read_job(model, workload, run, dry, consumer=consumer), force=force, events=bool(dry.events))
@@ -91,7 +100,7 @@ def verify(
     typer.echo(f"dsplan: {describe(job)}", err=True)
     with _logs(keep_logs) as folder:
         try:
-            with run_progress(job.steps) as on_progress:
+            with beside_the_plan(job), run_progress(job.steps) as on_progress:
                 measurement, comparison = run_and_compare(
                     job, folder, timeout_s=timeout, tolerance_percent=tolerance, on_progress=on_progress
                 )
@@ -110,6 +119,57 @@ def verify(
         not_covered = job.against.settings if isinstance(job.against, NotCovered) else ()
         print_verification(stdout_console(), measurement, comparison, explain=dry.explain, not_covered=not_covered)
     return EXIT_OK if comparison is None or comparison.within_tolerance else EXIT_PREDICTION_MISSED
+
+
+def _speed(
+    trial: TrialOptions,
+    model: ModelOptions,
+    workload: WorkloadOptions,
+    run: RunOptions,
+    dry: DryRunOptions,
+    consumer: str | None,
+    timeout: float,
+    keep_logs: Path | None,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Measure the machine, or the best configurations on it, in place of one run's memory."""
+    from dsplan.cli.verify_calibrate import calibrate
+    from dsplan.cli.verify_top import time_the_best
+
+    if run.gpus is not None:
+        require_positive("--gpus", run.gpus)
+    contradicting = [*given_flags(dry), *(["--for"] if consumer is not None else [])]
+    if trial.calibrate:
+        others = [flag for flag in given_flags(run) if flag not in ("--device", "--gpus")]
+        others += [*(["--top"] if trial.top is not None else []), *(["--profile"] if trial.profile is not None else [])]
+        calibrate(
+            trial,
+            device=run.device,
+            gpus=run.gpus,
+            contradicting=[*given_flags(model), *given_flags(workload), *others, *contradicting],
+            output=output,
+            force=force,
+            as_json=as_json,
+        )
+        return EXIT_OK
+    refused = ("--ds-config", "--strategy", "--data", "--share-devices", "--name", "--nvme-path")
+    contradicting += [flag for flag in (*given_flags(run), *given_flags(trial)) if flag in refused]
+    with _logs(keep_logs) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        return time_the_best(
+            trial,
+            model,
+            workload,
+            run,
+            contradicting=contradicting,
+            timeout=timeout,
+            folder=folder,
+            output=output,
+            force=force,
+            as_json=as_json,
+        )
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from dsplan.cli.verify_options import (
     RunOptions,
     given_flags,
 )
+from dsplan.engine import uncovered
 from dsplan.errors import InputError, choice, require_positive
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
@@ -115,7 +116,7 @@ def _job(
         plan = with_small_buckets(plan, shape) if is_default else plan
         ds_config = _emitted(plan, shape, cluster)
         against, trained = plan, plan.workload
-    why = not_covered(shape, trained)
+    why = not_covered(shape, trained) or uncovered(shape, plan)
     if why is not None:
         settings = against.settings if isinstance(against, NotCovered) else ()
         against = NotCovered(settings=(f"model_type = {shape.model_type} ({why})", *settings))

@@ -5,26 +5,33 @@ Legend: e bytes of an element, b micro batch, s sequence, a heads of queries, k 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsplan.attention import ACCUMULATOR, CONTEXT, LOG_SUM_EXP, RNG_STATE, SCORE_MASK
 from dsplan.errors import InputError
 from dsplan.kernels import CPU_FLASH, EFFICIENT, FLASH
 from dsplan.ledger import Term
-from dsplan.operators import BACKWARD, WORKING, dropout
+from dsplan.operators import BACKWARD, WORKING, dropout, softmax_gradient
 from dsplan.tape import Storage, Tape, Tensor
 from dsplan.units import round_up
 
 REPEATED = Term("keys and values repeated", "e·b·a·s·d each", "integrations/sdpa_attention.py repeat_kv")
 SCORES = Term("attention probabilities", "e·b·a·s² (softmax: 4·b·a·s²)", "modeling_llama.py eager_attention_forward")
 EXPANDED = Term("gradients of repeated keys and values", "e·b·a·s·d each", "flash_api.cpp mha_bwd dk_expanded")
+BIAS = Term("mask as the attention kernel takes it", "e·b·s·⌈s⌉₁₆", "attention.cpp convert_boolean_attn_mask, pad_bias")
+#: attention.cpp pad_bias: 16 elements.
+BIAS_ALIGNMENT = 16
 #: sdp_utils.cpp check_flash_attention_head_dim_size.
 LARGEST_FLASH_HEAD = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedShape:
-    """Sizes of one attention core in elements and counts; ``is_half``: in fp16."""
+    """Sizes of one attention core in elements and counts; ``is_half``: in fp16.
+
+    ``value_size``: elements of a head of values where they are not those of queries and keys. ``is_masked``: whether a
+    mask of truth values is given.
+    """
 
     batch: int
     length: int
@@ -34,6 +41,8 @@ class GroupedShape:
     element_bytes: int
     is_half: bool = False
     dropout: float = 0.0
+    value_size: int | None = None
+    is_masked: bool = False
 
     @property
     def queries(self) -> int:
@@ -44,6 +53,16 @@ class GroupedShape:
     def keys(self) -> int:
         """Bytes of k, and of v: e·b·s·k·d."""
         return self.element_bytes * self.batch * self.length * self.key_value_heads * self.head_size
+
+    @property
+    def values(self) -> int:
+        """Bytes of v: e·b·s·k·d, or with the values' own size."""
+        return self.keys if self.value_size is None else self.keys // self.head_size * self.value_size
+
+    @property
+    def results(self) -> int:
+        """Bytes of the result, which has the heads of q and the sizes of v."""
+        return self.queries if self.value_size is None else self.queries // self.head_size * self.value_size
 
     @property
     def num_scores(self) -> int:
@@ -66,7 +85,8 @@ def fused(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tens
         InputError: torch would run elementary operators in place of a kernel.
     """
     kernel = t.kernels.attention_kernel(element_bytes=shape.element_bytes, dropout=shape.dropout)
-    if kernel == FLASH and shape.head_size > LARGEST_FLASH_HEAD:
+    unlike = shape.value_size not in (None, shape.head_size)
+    if kernel == FLASH and (shape.head_size > LARGEST_FLASH_HEAD or unlike or shape.is_masked):
         kernel = EFFICIENT
     grouped_by_kernel = kernel == FLASH or not shape.grouped
     if kernel not in (FLASH, EFFICIENT, CPU_FLASH) or not grouped_by_kernel or shape.head_size % 8:
@@ -76,7 +96,11 @@ def fused(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tens
         )
     length = round_up(shape.length, 32) if kernel == EFFICIENT else shape.length
     kept = [t.save(each) for each in (q, k, v)]
-    out = t.tensor(shape.queries, CONTEXT)
+    if shape.is_masked:
+        bias = attention_bias(t, shape)
+        kept.append(t.save(bias))
+        t.drop(bias)
+    out = t.tensor(shape.results, CONTEXT)
     extras = [t.tensor(4 * shape.batch * shape.heads * length, LOG_SUM_EXP)]
     if kernel != CPU_FLASH:
         extras += [t.tensor(8, RNG_STATE), t.tensor(8, RNG_STATE)]
@@ -84,7 +108,7 @@ def fused(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tens
     t.drop(*extras)
 
     def backward(gradient: Storage) -> None:
-        parts = [t.allocate(size, BACKWARD) for size in (shape.queries, shape.keys, shape.keys)]
+        parts = [t.allocate(size, BACKWARD) for size in (shape.queries, shape.keys, shape.values)]
         if kernel == FLASH:
             rows = shape.batch * shape.heads * round_up(shape.length, 128)
             held = [t.allocate(4 * rows, ACCUMULATOR)]
@@ -103,6 +127,32 @@ def fused(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tens
     return t.node(out, backward)
 
 
+def windowed(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tensor:
+    """``sdpa`` with a mask, which groups of heads are not passed to: keys and values are repeated first.
+
+    integrations/sdpa_attention.py use_gqa_in_sdpa. The kernel's result has the order of the tokens.
+    """
+    keys, values = (repeated(t, each, shape, copies=shape.key_value_heads > 1) for each in (k, v))
+    out = fused(t, q, keys, values, replace(shape, key_value_heads=shape.heads, is_masked=True))
+    t.drop(keys, values)
+    return out
+
+
+def attention_bias(t: Tape, shape: GroupedShape) -> Tensor:
+    """What the memory-efficient kernel makes of a mask of truth values, for each sample: rows padded to 16 elements.
+
+    aten/src/ATen/native/transformers/attention.cpp, convert_boolean_attn_mask and pad_bias.
+    """
+    rows, length = shape.batch * shape.length, shape.length
+    bias = t.tensor(shape.element_bytes * rows * length, BIAS)
+    t.temporary(rows * length, WORKING)
+    if length % BIAS_ALIGNMENT == 0:
+        return bias
+    padded = t.tensor(shape.element_bytes * rows * round_up(length, BIAS_ALIGNMENT), BIAS)
+    t.drop(bias)
+    return padded
+
+
 def copied(t: Tape, context: Tensor) -> Tensor:
     """``transpose(1, 2).contiguous()`` of a context that lies head by head."""
     out = t.tensor(context.storage.size, CONTEXT)
@@ -111,11 +161,14 @@ def copied(t: Tape, context: Tensor) -> Tensor:
     return out
 
 
-def repeated(t: Tape, x: Tensor, shape: GroupedShape) -> Tensor:
-    """``repeat_kv``: a copy for every head of the queries; nothing where there are as many."""
+def repeated(t: Tape, x: Tensor, shape: GroupedShape, *, copies: bool = True) -> Tensor:
+    """``repeat_kv``: a copy for every head of the queries; nothing where there are as many.
+
+    ``copies``: it is one; of a single head the expanded tensor is a view, which a matrix product copies, but no kernel.
+    """
     if not shape.grouped:
         return t.node(t.view(x.storage), lambda gradient: t.give(x, gradient))
-    out = t.tensor(shape.queries, REPEATED)
+    out = t.tensor(shape.queries, REPEATED) if copies else t.view(x.storage)
 
     def backward(gradient: Storage) -> None:
         summed = t.allocate(shape.keys, BACKWARD)
@@ -129,7 +182,7 @@ def eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape, *, soft
     """``softmax(q kᵀ · scale + mask, dtype=float32).to(dtype) v`` (eager_attention_forward), with a tanh cap or not."""
     keys, values = repeated(t, k, shape), repeated(t, v, shape)
     masked = _masked_scores(t, q, keys, shape, softcap=softcap)
-    probabilities = _softmax(t, masked, shape)
+    probabilities = softmax_through_fp32(t, masked, shape)
     t.drop(masked)
     dropped = dropout(t, probabilities, shape.num_scores, shape.element_bytes, shape.dropout, SCORE_MASK, term=SCORES)
     if dropped.storage is not probabilities.storage:
@@ -181,7 +234,7 @@ def _masked_scores(t: Tape, q: Tensor, keys: Tensor, shape: GroupedShape, *, sof
     return masked
 
 
-def _softmax(t: Tape, masked: Tensor, shape: GroupedShape) -> Tensor:
+def softmax_through_fp32(t: Tape, masked: Tensor, shape: GroupedShape) -> Tensor:
     """``softmax(masked, dtype=float32).to(dtype)``: the probabilities are kept in fp32 and, cast, in the model's type.
 
     fp16 goes into the kernel as it is; of bf16 a copy in fp32 is made first (aten/src/ATen/native/SoftMax.cpp).
@@ -195,7 +248,7 @@ def _softmax(t: Tape, masked: Tensor, shape: GroupedShape) -> Tensor:
     t.drop(converted)
 
     def backward(gradient: Storage) -> None:
-        d_masked = t.allocate(wide if converts else scores, BACKWARD)
+        d_masked = softmax_gradient(t, wide if converts else scores, wide)
         t.release(gradient)
         t.forget(kept)
         if converts:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from dsplan import operators
 from dsplan.decoders import attention
+from dsplan.decoders.linears import frozen_linear
 from dsplan.decoders.loss import causal_lm_loss
-from dsplan.decoders.pieces import INNER, LOGITS, MASK, POSITIONS, ROOT, SCALARS, STREAM, Piece
+from dsplan.decoders.pieces import INNER, LOGITS, POSITIONS, ROOT, SCALARS, STREAM, Piece
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import ALLOC, ENTER, ENTER_BACKWARD, FREE, LEAVE, Storage, Tape, Tensor
+
+#: The class whose windows have cosines and sines of their own.
+GEMMA3 = "Gemma3ForCausalLM"
 
 
 class Embedding(Piece):
@@ -20,24 +24,10 @@ class Embedding(Piece):
     """
 
     def forward(self, _: Tensor) -> Tensor:
-        t, d, e = self.tape, self.decoder, self.e
-        name = d.before[0].name.rpartition(".")[0]
-        t.mark(ENTER, ROOT)
-        t.mark(ENTER, INNER)
-        t.mark(ENTER, name)
-        out = t.tensor(self.stream_bytes, STREAM)
-
-        def backward(gradient: Storage) -> None:
-            for each in shared:
-                t.drop(each)
-            t.mark(ENTER_BACKWARD, name)
-            weight = t.allocate(e * d.vocab_size * self.h, operators.PARAMETER_GRADIENT)
-            t.release(gradient)
-            if d.tied:
-                add_to_the_heads(t, weight)
-            t.parameter_gradient(f"{name}.weight")
-
-        t.node(out, backward)
+        t, d = self.tape, self.decoder
+        shared: list[Tensor] = []
+        name = self.enter()
+        out = self.embedded(name, shared)
         if d.scaled_embedding:
             plain, out = out, t.tensor(self.stream_bytes, STREAM)
 
@@ -49,14 +39,52 @@ class Embedding(Piece):
             t.node(out, backward_scale)
             t.drop(plain)
         t.mark(LEAVE, name)
-        shared = [t.tensor(8 * self.s, POSITIONS)]
-        if self.eager and self.workload.activation_checkpointing != "none":
-            shared += [t.tensor(e * self.s**2, MASK) for _ in range(self.num_masks)]
+        shared.append(t.tensor(8 * self.s, POSITIONS))
+        shared += self.kept_masks()
         t.mark(ENTER, f"{self.root}.rotary_emb")
-        shared += self.cosines_and_sines()
-        for size, term in self.named:
-            t.events.append((ALLOC, size, term))
+        # Gemma 3 has other frequencies where a layer has a window (Gemma3TextModel.forward).
+        kinds = len(set(d.windows)) if d.causal_lm == GEMMA3 else 1
+        for _kind in range(kinds):
+            shared += self.cosines_and_sines()
+        self.hold_named()
         return out
+
+    def enter(self) -> str:
+        """Enter the model, its decoder and the embedding, whose name this is."""
+        name = self.decoder.before[0].name.rpartition(".")[0]
+        for each in (ROOT, INNER, name):
+            self.tape.mark(ENTER, each)
+        return name
+
+    def embedded(self, name: str, shared: list[Tensor]) -> Tensor:
+        """The tokens' embeddings; with their backward goes what is ``shared`` by then."""
+        t, d = self.tape, self.decoder
+        out = t.tensor(self.stream_bytes, STREAM)
+
+        def backward(gradient: Storage) -> None:
+            for each in shared:
+                t.drop(each)
+            if not self.trains[f"{name}.weight"]:
+                t.release(gradient)
+                return
+            t.mark(ENTER_BACKWARD, name)
+            weight = operators.embedding_gradient(t, self.tokens, d.vocab_size, self.h, self.e)
+            t.release(gradient)
+            if d.tied:
+                add_to_the_heads(t, weight)
+            t.parameter_gradient(f"{name}.weight")
+
+        return t.node(out, backward)
+
+    def kept_masks(self) -> list[Tensor]:
+        """What checkpointed blocks keep of the masks for their second run."""
+        if self.workload.activation_checkpointing == "none":
+            return []
+        return [self.tape.tensor(size, term) for size, term in self.masks]
+
+    def hold_named(self) -> None:
+        for size, term in self.named:
+            self.tape.events.append((ALLOC, size, term))
 
     def cosines_and_sines(self) -> list[Tensor]:
         """In the type of the stream, made through fp32 (LlamaRotaryEmbedding.forward)."""
@@ -93,7 +121,11 @@ class Head(Piece):
 
         def head(y: Tensor) -> Tensor:
             size = e * self.tokens * v
-            return operators.linear(t, y, size, LOGITS, "lm_head", e * self.h * v, 0, tied=bool(d.tied))
+            if not self.trains[d.tied or "lm_head.weight"]:
+                return frozen_linear(t, y, size, LOGITS, "lm_head")
+            return operators.linear(
+                t, y, size, LOGITS, "lm_head", e * self.h * v, 0, element_bytes=e, tied=bool(d.tied)
+            )
 
         logits = t.module("lm_head", head, normalised)
         t.drop(normalised)

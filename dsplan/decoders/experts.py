@@ -1,21 +1,19 @@
 """A mixture of experts as transformers runs it with grouped products, its default on GPUs.
 
 integrations/moe.py ``grouped_mm_experts_forward``: every token goes to k experts, so that S = b·s·k rows are sorted by
-expert and multiplied in one product; how the router spreads them changes no size. Routers as in modeling_mixtral.py
-``MixtralTopKRouter``, whose weights stay in fp32, and modeling_qwen3_moe.py ``Qwen3MoeTopKRouter``.
+expert and multiplied in one product; how the router (``dsplan.decoders.routers``) spreads them changes no size.
 
 Legend: e bytes of an element, T = b·s tokens, k experts per token, S = T·k, h width, f width of an expert, E experts.
 """
 
 from __future__ import annotations
 
-from dsplan import operators
+from dsplan.decoders.routers import ROUTES, Router
 from dsplan.families import Experts
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, PARAMETER_GRADIENT, WORKING
 from dsplan.tape import Saved, Storage, Tape, Tensor
 
-ROUTES = Term("routes", "4·T·E, and a few times 8·T·k", "integrations/moe.py: probabilities, indices, permutations")
 ROWS = Term("rows of the experts", "e·T·k·h each", "integrations/moe.py: gathered inputs and outputs, saved")
 HIDDEN = Term("expert activations", "e·T·k·2f and e·T·k·f each", "integrations/moe.py: gate_up, activation, product")
 
@@ -34,52 +32,24 @@ class Mixture:
 
     def run(self, x: Tensor) -> Tensor:
         """The mixture's output for a stream ``x`` (T, h)."""
-        t = self.t
         held: list[Tensor] = []  # by their names, until the mixture returns
-        weights = t.module(f"{self.name}.gate", lambda y: self._route(y, held), x)
-        out = t.module(f"{self.name}.experts", lambda y: self._multiply(y, weights), x)
-        t.drop(*held)
+        out = self.routed(x, held)
+        self.t.drop(*held)
         return out
 
-    def _route(self, x: Tensor, held: list[Tensor]) -> Tensor:
-        """The weights of each token's experts: softmax in fp32, the k highest, divided by their sum."""
-        t, e, count = self.t, self.e, self.experts.num
-        wide, rows = 4 * self.tokens * count, self.rows
-        name = f"{self.name}.gate"
-        logits = operators.linear(t, x, e * self.tokens * count, WORKING, name, e * self.h * count, 0)
-        held.append(logits)
-        upcast = t.tensor(wide, WORKING) if e != 4 else t.view(logits.storage)
-        probabilities = t.tensor(wide, ROUTES)
-        kept = [t.save(probabilities)]
-        t.drop(upcast, probabilities)
-        top = t.tensor(self.w * rows, ROUTES)
-        held.append(top)
-        sizes = (8 * rows, 4 * self.tokens, 4 * rows)  # the indices, the sums, the values before the division
-        kept += self._kept(sizes, ROUTES)
-
-        def backward(gradient: Storage) -> None:
-            if self.w != 4:
-                upcast = t.allocate(4 * rows, BACKWARD)
-                t.release(gradient)
-                gradient = upcast
-            parts = [t.allocate(4 * rows, BACKWARD) for _ in range(4)]
-            for part in parts[1:]:
-                t.release(part)
-            d_top = t.allocate(4 * rows, BACKWARD)
-            t.release(parts[0])
-            t.release(gradient)
-            zeros, d_probabilities = t.allocate(wide, BACKWARD), t.allocate(wide, BACKWARD)
-            t.release(zeros)
-            t.release(d_top)
-            d_logits = t.allocate(wide, BACKWARD)
-            t.release(d_probabilities)
-            t.forget(*kept)
-            if e != 4:
-                d_wide, d_logits = d_logits, t.allocate(e * self.tokens * count, BACKWARD)
-                t.release(d_wide)
-            t.give(logits, d_logits)
-
-        return t.node(top, backward)
+    def routed(self, x: Tensor, held: list[Tensor]) -> Tensor:
+        """What the experts to which ``x`` is routed make of it; ``held`` is what the router's names hold."""
+        router = Router(
+            t=self.t,
+            experts=self.experts,
+            tokens=self.tokens,
+            width=self.h,
+            element_bytes=self.e,
+            weight_bytes=self.w,
+            held=held,
+        )
+        weights = self.t.module(router.name, router.route, x)
+        return self.t.module(f"{self.name}.experts", lambda y: self._multiply(y, weights), x)
 
     def _multiply(self, x: Tensor, weights: Tensor) -> Tensor:
         t, e, f, h, rows = self.t, self.e, self.experts.size, self.h, self.rows

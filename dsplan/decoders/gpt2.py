@@ -8,8 +8,9 @@ from __future__ import annotations
 from dsplan import attention, operators
 from dsplan.attention import AttentionShape
 from dsplan.decoders import mlp
+from dsplan.decoders.block import Block
 from dsplan.decoders.ends import Embedding, add_to_the_heads
-from dsplan.decoders.pieces import INNER, POSITIONS, ROOT, STREAM, Block
+from dsplan.decoders.pieces import INNER, POSITIONS, ROOT, STREAM
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, Storage, Tensor

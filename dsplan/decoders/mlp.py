@@ -1,4 +1,4 @@
-"""MLPs: gated as in Llama, fused as in Phi-3, plain as in GPT-NeoX."""
+"""Pieces of MLPs: activations and products."""
 
 from __future__ import annotations
 
@@ -51,5 +51,33 @@ def multiply(t: Tape, x: Tensor, y: Tensor, term: Term) -> Tensor:
         t.forget(kept_x, kept_y)
         t.give(x, dx)
         t.give(y, dy)
+
+    return t.node(out, backward)
+
+
+def flat(t: Tape, x: Tensor) -> Tensor:
+    """The input of a linear layer whose tokens are one dimension: its gradient is the product's own, and no view."""
+
+    def backward(gradient: Storage) -> None:
+        gradient.is_view = False
+        t.give(x, gradient)
+
+    return t.node(t.view(x.storage), backward)
+
+
+def scaled_by_rows(t: Tape, rows: Tensor, x: Tensor, term: Term) -> Tensor:
+    """``rows * x``, a number for each token: saves both; the gradient of ``rows`` is a sum over a product."""
+    kept_rows, kept_x = t.save(rows), t.save(x)
+    out = t.tensor(x.storage.size, term)
+
+    def backward(gradient: Storage) -> None:
+        dx = t.allocate(x.storage.size, BACKWARD)
+        product = t.allocate(x.storage.size, BACKWARD)
+        d_rows = t.allocate(rows.storage.size, BACKWARD)
+        t.release(product)
+        t.release(gradient)
+        t.forget(kept_x, kept_rows)
+        t.give(x, dx)
+        t.give(rows, d_rows)
 
     return t.node(out, backward)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dsplan import operators
 from dsplan.attention import QKV
 from dsplan.decoders import attention, mlp
-from dsplan.decoders.pieces import STREAM, Block
-from dsplan.decoders.rotary import Part, contiguous_gradient, rotate_parts
+from dsplan.decoders.block import Block
+from dsplan.decoders.pieces import STREAM
+from dsplan.decoders.rotary import contiguous_gradient, rotate_parts, size_of, split
 from dsplan.families.decoder import PARALLEL
-from dsplan.operators import BACKWARD, WORKING
-from dsplan.tape import Storage, Tape, Tensor
+from dsplan.operators import WORKING
+from dsplan.tape import Tensor
 
 
 class JoinedBlock(Block):
@@ -59,7 +60,7 @@ class NeoxBlock(JoinedBlock):
         flat = self.linear(x, "attention.query_key_value", 3 * self.h, QKV, bias=d.qkv_bias)
         whole = contiguous_gradient(t, flat)
         t.drop(flat)
-        q, k, v = chunks(t, whole, 3)
+        q, k, v = split(t, whole, [size_of(whole) // 3] * 3)
         t.drop(whole)
         context = self.joined_attention(q, k, v)
         out = self.linear(context, "attention.dense", self.h, WORKING, bias=d.output_bias)
@@ -105,22 +106,3 @@ class StableLmBlock(JoinedBlock):
         out = self.linear(context, "self_attn.o_proj", self.h, WORKING, bias=False)
         t.drop(context)
         return out
-
-
-def chunks(t: Tape, whole: Tensor, count: int) -> list[Part]:
-    """``chunk(count, dim=-1)``: views, whose gradients are joined once the last of them is there."""
-    size = getattr(whole, "size", whole.storage.size) // count
-    gradients: list[Storage] = []
-
-    def last(gradient: Storage) -> None:
-        gradients.append(gradient)
-        joined = t.allocate(size * count, BACKWARD)
-        for each in gradients:
-            t.release(each)
-        t.give(whole, joined)
-
-    parts = [Part(t.hold(whole.storage), size) for _ in range(count)]
-    t.node(parts[0], last)
-    for part in parts[1:]:
-        t.node(part, gradients.append)
-    return parts

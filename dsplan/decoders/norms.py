@@ -35,8 +35,11 @@ class NormShape:
         return 4 * self.rows * self.width
 
 
-def rms_norm(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term) -> Tensor:
-    """``weight * (x.float() * rsqrt(mean(x²) + eps)).to(x.dtype)`` (modeling_llama.py LlamaRMSNorm.forward)."""
+def rms_norm(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term, *, trained: bool = True) -> Tensor:
+    """``weight * (x.float() * rsqrt(mean(x²) + eps)).to(x.dtype)`` (modeling_llama.py LlamaRMSNorm.forward).
+
+    ``trained``: the weight is; else what it multiplies is not saved.
+    """
     casts = shape.element_bytes != 4
     wide = t.tensor(shape.upcast, UPCAST) if casts else t.view(x.storage)
     kept_wide = [t.save(wide), t.save(wide)]  # pow, and the product with rsqrt
@@ -44,18 +47,18 @@ def rms_norm(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term) -> Ten
     middle = t.tensor(shape.upcast, WORKING if casts else SCALED)
     kept_roots.append(t.save(roots))
     scaled = t.tensor(shape.size, SCALED) if casts else t.view(middle.storage)
-    kept_scaled = t.save(scaled)
+    kept_scaled = [t.save(scaled)] if trained else []
     out = t.tensor(shape.size, term)
     t.drop(middle, wide, scaled, roots, *after)
 
     def backward(gradient: Storage) -> None:
         d_scaled = t.allocate(shape.size, BACKWARD)
-        d_weights = t.allocate(shape.size, BACKWARD)
-        t.allocate(shape.element_bytes * shape.width, PARAMETER_GRADIENT)
-        t.release(d_weights)
+        if trained:
+            _weight_gradient(t, shape)
         t.release(gradient)
-        t.forget(kept_scaled)
-        t.parameter_gradient(f"{name}.weight")
+        t.forget(*kept_scaled)
+        if trained:
+            t.parameter_gradient(f"{name}.weight")
         if casts:
             d_middle = t.allocate(shape.upcast, BACKWARD)
             t.release(d_scaled)
@@ -66,8 +69,18 @@ def rms_norm(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term) -> Ten
     return t.node(out, backward)
 
 
-def rms_norm_plus_one(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term) -> Tensor:
-    """``((x.float() * rsqrt(mean(x²) + eps)) * (1 + weight.float())).type_as(x)`` (modeling_gemma.py GemmaRMSNorm)."""
+def _weight_gradient(t: Tape, shape: NormShape) -> None:
+    """The gradient of ``weight`` in ``weight * x``: a product, summed over the rows; the engine gets it later."""
+    product = t.allocate(shape.size, BACKWARD)
+    t.allocate(shape.element_bytes * shape.width, PARAMETER_GRADIENT)
+    t.release(product)
+
+
+def rms_norm_plus_one(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term, *, trained: bool = True) -> Tensor:
+    """``((x.float() * rsqrt(mean(x²) + eps)) * (1 + weight.float())).type_as(x)`` (modeling_gemma.py GemmaRMSNorm).
+
+    ``trained``: as of :func:`rms_norm`.
+    """
     casts = shape.element_bytes != 4
     wide = t.tensor(shape.upcast, UPCAST) if casts else t.view(x.storage)
     kept_wide = [t.save(wide), t.save(wide)]
@@ -79,7 +92,7 @@ def rms_norm_plus_one(t: Tape, x: Tensor, shape: NormShape, name: str, term: Ter
     one_plus = t.tensor(4 * shape.width, ROOTS)
     if weight is not None:
         t.drop(weight)
-    kept = [t.save(middle), t.save(one_plus)]
+    kept = [t.save(one_plus), *([t.save(middle)] if trained else [])]
     product = t.tensor(shape.upcast, WORKING if casts else term)
     t.drop(one_plus)
     out = t.tensor(shape.size, term) if casts else t.view(product.storage)
@@ -92,16 +105,66 @@ def rms_norm_plus_one(t: Tape, x: Tensor, shape: NormShape, name: str, term: Ter
         else:
             d_product = gradient
         d_middle = t.allocate(shape.upcast, BACKWARD)
-        d_weights = t.allocate(shape.upcast, BACKWARD)
-        d_weight = t.allocate(4 * shape.width, BACKWARD if casts else PARAMETER_GRADIENT)
-        t.release(d_weights)
+        d_weight = _wide_weight_gradient(t, shape, casts=casts) if trained else None
         t.release(d_product)
         t.forget(*kept)
-        if casts:
-            t.allocate(shape.element_bytes * shape.width, PARAMETER_GRADIENT)
-            t.release(d_weight)
-        t.parameter_gradient(f"{name}.weight")
+        if d_weight is not None:
+            _hand_over_weight_gradient(t, shape, name, d_weight, casts=casts)
         _backward_of_scaling(t, x, shape, d_middle, kept_wide, kept_roots, casts=casts)
+
+    return t.node(out, backward)
+
+
+def _wide_weight_gradient(t: Tape, shape: NormShape, *, casts: bool) -> Storage:
+    product = t.allocate(shape.upcast, BACKWARD)
+    d_weight = t.allocate(4 * shape.width, BACKWARD if casts else PARAMETER_GRADIENT)
+    t.release(product)
+    return d_weight
+
+
+def _hand_over_weight_gradient(t: Tape, shape: NormShape, name: str, d_weight: Storage, *, casts: bool) -> None:
+    if casts:
+        t.allocate(shape.element_bytes * shape.width, PARAMETER_GRADIENT)
+        t.release(d_weight)
+    t.parameter_gradient(f"{name}.weight")
+
+
+def norm_of_constant(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term, *, plus_one: bool) -> Tensor:
+    """A norm whose weight is trained and whose input needs no gradient: saves what the weight multiplies alone."""
+    casts = shape.element_bytes != 4
+    saving, t.saving = t.saving, False
+    wide = t.tensor(shape.upcast, UPCAST) if casts else t.view(x.storage)
+    roots, _, after = _rsqrt_of_mean(t, shape)
+    multiplied = t.tensor(shape.upcast, UPCAST if plus_one else WORKING)
+    t.drop(wide, roots, *after)
+    if casts and not plus_one:
+        middle, multiplied = multiplied, t.tensor(shape.size, SCALED)
+        t.drop(middle)
+    t.saving = saving
+    kept = t.save(multiplied)
+    if casts and plus_one:
+        product = t.tensor(shape.upcast, WORKING)
+        out = t.tensor(shape.size, term)
+        t.drop(product)
+    else:
+        out = t.tensor(shape.size, term)
+    t.drop(multiplied)
+
+    def backward(gradient: Storage) -> None:
+        if not plus_one:
+            _weight_gradient(t, shape)
+            t.release(gradient)
+            t.forget(kept)
+            t.parameter_gradient(f"{name}.weight")
+            return
+        d_product = gradient
+        if casts:
+            d_product = t.allocate(shape.upcast, BACKWARD)
+            t.release(gradient)
+        d_weight = _wide_weight_gradient(t, shape, casts=casts)
+        t.release(d_product)
+        t.forget(kept)
+        _hand_over_weight_gradient(t, shape, name, d_weight, casts=casts)
 
     return t.node(out, backward)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dsplan import operators
 from dsplan.attention import QKV
 from dsplan.decoders import attention
+from dsplan.decoders.block import Block
 from dsplan.decoders.ends import add_to_the_heads
 from dsplan.decoders.gpt2 import Gpt2Embedding
-from dsplan.decoders.pieces import INNER, POSITIONS, ROOT, STREAM, Block
+from dsplan.decoders.pieces import INNER, POSITIONS, ROOT, STREAM
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, Storage, Tensor
 

@@ -1,4 +1,4 @@
-"""What the pieces of a decoder of transformers' have in common, and Llama's block, which most families share.
+"""What the pieces of a decoder of transformers' have in common: sizes, linear layers, norms, and what is trained.
 
 Every block does the same, so each piece is recorded once per workload. A piece owns its input: what it frees of the
 residual stream it frees itself, and its output belongs to the piece that follows.
@@ -8,19 +8,20 @@ Legend: e bytes of an element, b micro batch, s sequence, h width, f width of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dsplan import operators
-from dsplan.attention import QKV
-from dsplan.decoders import attention, mlp
-from dsplan.decoders.attention import GroupedShape
-from dsplan.decoders.experts import Mixture
-from dsplan.decoders.norms import NormShape, rms_norm, rms_norm_plus_one
-from dsplan.decoders.rotary import contiguous_gradient, part_of, rotate, rotate_parts
-from dsplan.families import Decoder
-from dsplan.families.decoder import FUSED, GATED, GATED_FUSED, LAYER_NORM, RMS_PLUS_ONE, SANDWICH
+from dsplan.decoders import mlp
+from dsplan.decoders.attention import SCORES
+from dsplan.decoders.kinds import Kind, kinds_of
+from dsplan.decoders.linears import first_linear, frozen_linear, scaled
+from dsplan.decoders.norms import NormShape, norm_of_constant, rms_norm, rms_norm_plus_one
+from dsplan.families import Decoder, Parameter
+from dsplan.families.decoder import LAYER_NORM, RMS_PLUS_ONE
 from dsplan.kernels import Kernels
 from dsplan.ledger import Term
-from dsplan.operators import BACKWARD, WORKING
-from dsplan.tape import Storage, Tape, Tensor
+from dsplan.operators import WORKING
+from dsplan.tape import Tape, Tensor
 from dsplan.workload import Workload
 
 STREAM = Term("residual stream", "e·b·s·h per half block", "modeling_llama.py LlamaDecoderLayer.forward")
@@ -30,20 +31,33 @@ SCALARS = Term("loss and its scalars", "4 each", "aten nll_loss_forward")
 POSITIONS = Term(
     "positions, cosines and sines", "8·s; e·s·d each", "modeling_llama.py LlamaRotaryEmbedding, for all blocks"
 )
-MASK = Term("causal mask", "e·s²", "masking_utils.py eager_mask, for all blocks")
+ADAPTED = Term("inputs of adapters' second products", "e·b·s·r each", "peft/tuners/lora/layer.py: lora_B(lora_A(x))")
+MASK = Term("causal mask", "e·b·s²", "masking_utils.py eager_mask: torch.where makes a row for each sample")
+ALIBI = Term("ALiBi", "e·b·a·s", "modeling_bloom.py BloomModel.forward: slopes times positions, for all blocks")
 
 #: Names under which hooks are marked: a block's own, the whole model, and the decoder in it without its head.
 BLOCK, ROOT, INNER = "block", "model", "decoder"
 EAGER = "eager"
 #: The classes whose positions are learned, and embedded beside their tokens.
 GPT2, OPT = "GPT2LMHeadModel", "OPTForCausalLM"
+#: The classes that make masks of their own.
+BLOOM, FALCON = "BloomForCausalLM", "FalconForCausalLM"
+#: The class whose shared expert has a gate.
+QWEN2_MOE = "Qwen2MoeForCausalLM"
 
 
 class Piece:
     """Sizes that all pieces share, and the modules that they have in common."""
 
-    def __init__(self, decoder: Decoder, kind_of_attention: str, workload: Workload, kernels: Kernels) -> None:
+    def __init__(
+        self, decoder: Decoder, kind_of_attention: str, workload: Workload, kernels: Kernels, kind: Kind | None = None
+    ) -> None:
         self.decoder = decoder
+        self.kinds = kinds_of(decoder, workload, eager=kind_of_attention == EAGER)
+        self.kind = kind or self.kinds[-1]
+        #: Whether each of the piece's parameters is trained, by its name.
+        self.trains = {parameter.name: parameter.trained for parameter in self.parameters}
+        self._constants: dict[int, Tensor] = {}
         self.eager = kind_of_attention == EAGER
         self.workload = workload
         self.tape = Tape(kernels)
@@ -51,6 +65,23 @@ class Piece:
         self.b, self.s, self.h = workload.micro_batch_size, workload.sequence_length, decoder.hidden_size
         self.tokens = self.b * self.s
         self.stream_bytes = self.e * self.tokens * self.h
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters of the piece: here those of both ends."""
+        return (*self.decoder.before, *self.decoder.after)
+
+    def constant(self, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` returns, with nothing saved of it: no gradient is asked for, and one that comes is let go."""
+        t = self.tape
+        saving, t.saving = t.saving, False
+        out = make()
+        t.saving = saving
+        self._constants[id(out)] = out  # which also keeps its identity
+        return t.node(out, t.release)
+
+    def needs_gradient(self, x: Tensor) -> bool:
+        return id(x) not in self._constants
 
     @property
     def named(self) -> tuple[tuple[int, Term], ...]:
@@ -65,15 +96,30 @@ class Piece:
         if self.decoder.causal_lm == OPT:
             return (self.whole_stream, STREAM), (self.whole_stream, STREAM)
         if self.workload.activation_checkpointing != "none":
-            return ()
+            # BLOOM's blocks return their probabilities, which the last one's result has until the next one's.
+            scores = self.e * self.b * self.decoder.num_attention_heads * self.s**2
+            return ((int(rounded(scores)), SCORES),) if self.decoder.causal_lm == BLOOM else ()
         saved = self.e == 4 or self.decoder.norm == LAYER_NORM
-        masks = ((int(rounded(self.e * self.s**2)), MASK),) * self.num_masks
+        masks = tuple((int(rounded(size)), term) for size, term in self.masks)
         return masks if saved else (*masks, (self.whole_stream, STREAM))
 
     @property
-    def num_masks(self) -> int:
-        """Masks of eager attention: one for each width of window."""
-        return len(set(self.decoder.windows)) if self.eager else 0
+    def has_window(self) -> bool:
+        """Whether a window shorter than the samples takes a mask in place of the kernel's own causal one."""
+        return self.kind.window is not None
+
+    @property
+    def masks(self) -> tuple[tuple[int, Term], ...]:
+        """Bytes of the masks that all blocks share: of eager attention one for each width of window.
+
+        Falcon's, and that of a window, is of truth values; BLOOM has ALiBi beside its own.
+        """
+        d, mask = self.decoder, (self.e * self.b * self.s**2, MASK)
+        if d.causal_lm == FALCON or any(kind.window is not None for kind in self.kinds):
+            return ((self.s**2, MASK),)
+        if d.causal_lm == BLOOM:
+            return ((self.e * self.b * d.num_attention_heads * self.s, ALIBI), mask)
+        return (mask,) * len(set(d.windows)) if self.eager else ()
 
     @property
     def whole_stream(self) -> int:
@@ -86,18 +132,50 @@ class Piece:
         return self.decoder.prefix.rpartition(".")[0].rpartition(".")[0]
 
     def linear(self, x: Tensor, name: str, n_out: int, term: Term, *, bias: bool, n_in: int | None = None) -> Tensor:
-        e, inputs = self.e, n_in or self.h
-        size = e * self.tokens * n_out
+        if f"{name}.lora_A.default.weight" in self.trains:
+            return self.tape.module(name, lambda y: self.adapted(y, name, n_out, term, bias=bias, n_in=n_in), x)
+        e, inputs, t = self.e, n_in or self.h, self.tape
+        size, weights, biases = e * self.tokens * n_out, e * inputs * n_out, e * n_out if bias else 0
 
         def apply(y: Tensor) -> Tensor:
-            return operators.linear(self.tape, y, size, term, name, e * inputs * n_out, e * n_out if bias else 0)
+            trained = self.trains.get(f"{name}.weight", True)
+            if self.needs_gradient(x):
+                if trained:
+                    return operators.linear(t, y, size, term, name, weights, biases, element_bytes=e)
+                return frozen_linear(t, y, size, term, name)
+            if trained:
+                return first_linear(t, y, size, term, name, weights, biases)
+            return self.constant(lambda: t.tensor(size, term))
 
-        return self.tape.module(name, apply, x)
+        return t.module(name, apply, x)
 
-    def norm(self, x: Tensor, name: str, term: Term = NORMALISED, *, heads: int = 0) -> Tensor:
-        """The family's norm of the stream, or of each of ``heads`` heads."""
+    def adapted(self, x: Tensor, name: str, n_out: int, term: Term, *, bias: bool, n_in: int | None = None) -> Tensor:
+        """A frozen linear layer and its adapter, ``base(x) + B(A(x)) * scaling`` (peft/tuners/lora/layer.py)."""
+        t = self.tape
+        rank = next(each.shape[0] for each in self.parameters if each.name == f"{name}.lora_A.default.weight")
+        base = self.linear(x, f"{name}.base_layer", n_out, WORKING, bias=bias, n_in=n_in)
+        narrow = self.linear(x, f"{name}.lora_A.default", rank, ADAPTED, bias=False, n_in=n_in)
+        wide = self.linear(narrow, f"{name}.lora_B.default", n_out, WORKING, bias=False, n_in=rank)
+        t.drop(narrow)
+        added = scaled(t, wide, WORKING)
+        t.drop(wide)
+        out = operators.add(t, base, added, term)
+        t.drop(base, added)
+        return out
+
+    def flat_linear(
+        self, x: Tensor, name: str, n_out: int, term: Term, *, bias: bool, n_in: int | None = None
+    ) -> Tensor:
+        """A linear layer whose tokens are one dimension already: the gradient of its input is no view."""
+        flat = mlp.flat(self.tape, x)
+        out = self.linear(flat, name, n_out, term, bias=bias, n_in=n_in)
+        self.tape.drop(flat)
+        return out
+
+    def norm(self, x: Tensor, name: str, term: Term = NORMALISED, *, heads: int = 0, width: int = 0) -> Tensor:
+        """The family's norm of the stream, of each of ``heads`` heads, or of another ``width``."""
         d = self.decoder
-        rows, width = (self.tokens * heads, d.head_size) if heads else (self.tokens, self.h)
+        rows, width = (self.tokens * heads, d.head_size) if heads else (self.tokens, width or self.h)
 
         def apply(y: Tensor) -> Tensor:
             if d.norm == LAYER_NORM:
@@ -105,185 +183,14 @@ class Piece:
                 return operators.layer_norm(self.tape, y, term, name, statistics, self.e * width)
             shape = NormShape(rows=rows, width=width, element_bytes=self.e)
             scale = rms_norm_plus_one if d.norm == RMS_PLUS_ONE else rms_norm
-            return scale(self.tape, y, shape, name, term)
+            trained = self.trains.get(f"{name}.weight", True)
+            if self.needs_gradient(x):
+                return scale(self.tape, y, shape, name, term, trained=trained)
+            if trained:
+                return norm_of_constant(self.tape, y, shape, name, term, plus_one=d.norm == RMS_PLUS_ONE)
+            return self.constant(lambda: scale(self.tape, y, shape, name, term))
 
         return self.tape.module(name, apply, x)
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
-
-
-class Block(Piece):
-    """Norm, attention, norm, MLP with residuals, under activation checkpointing or not."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        kind = self.workload.activation_checkpointing
-
-        def block(y: Tensor) -> Tensor:
-            return self.tape.module(BLOCK, self.block, y)
-
-        out = block(x) if kind == "none" else self.tape.checkpoint(block, x, stops_early=kind == "torch")
-        self.tape.drop(x)
-        return out
-
-    def block(self, x: Tensor) -> Tensor:
-        t = self.tape
-        sandwich = self.decoder.residual == SANDWICH
-        middle = self.branch(x, "input_layernorm", "self_attn", "post_attention_layernorm" if sandwich else "")
-        before = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
-        out = self.branch(middle, before, "mlp", "post_feedforward_layernorm" if sandwich else "")
-        t.drop(middle)
-        return out
-
-    def branch(self, x: Tensor, before: str, name: str, after: str) -> Tensor:
-        """``x + after(module(before(x)))``: one half of a block."""
-        t = self.tape
-        normalised = self.norm(x, before)
-        result = t.module(name, self.attention if name == "self_attn" else self.mlp, normalised)
-        t.drop(normalised)
-        if after:
-            scaled = self.norm(result, after, WORKING)
-            t.drop(result)
-            result = scaled
-        out = operators.add(t, x, result, STREAM)
-        t.drop(result)
-        return out
-
-    # Attention.
-
-    def attention(self, x: Tensor) -> Tensor:
-        t, d = self.tape, self.decoder
-        q, k, v = self.fused_projections(x) if d.qkv == FUSED else self.projections(x)
-        joins = d.qkv == FUSED
-        if joins:
-            rotated_q, rotated_k = rotate_parts(t, q, k, (d.rotary_size, d.head_size), QKV)
-        else:
-            rotated_q, rotated_k = rotate(t, q, QKV), rotate(t, k, QKV)
-        t.drop(q, k)
-        shape = self.grouped_shape()
-        if self.eager:
-            context = attention.eager(t, rotated_q, rotated_k, v, shape, softcap=d.softcap is not None)
-        else:
-            context = attention.fused(t, rotated_q, rotated_k, v, shape)
-            if joins:  # the result has its heads in the order of the queries, which cat has made contiguous
-                context = attention.copied(t, context)
-        width = d.num_attention_heads * d.head_size
-        out = self.linear(context, "self_attn.o_proj", self.h, WORKING, bias=d.output_bias, n_in=width)
-        t.drop(context, rotated_q, rotated_k, v)
-        return out
-
-    def grouped_shape(self) -> GroupedShape:
-        """Sizes of the attention core."""
-        d = self.decoder
-        return GroupedShape(
-            batch=self.b,
-            length=self.s,
-            heads=d.num_attention_heads,
-            key_value_heads=d.num_key_value_heads,
-            head_size=d.head_size,
-            element_bytes=self.e,
-            is_half=self.workload.precision == "fp16",
-            dropout=d.attention_dropout,
-        )
-
-    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values from a product each; with norms of their heads where the family has them."""
-        d = self.decoder
-        q = self.projection(x, "q", d.num_attention_heads)
-        k = self.projection(x, "k", d.num_key_value_heads)
-        v = self.linear(x, "self_attn.v_proj", d.num_key_value_heads * d.head_size, QKV, bias=d.qkv_bias)
-        return q, k, v
-
-    def projection(self, x: Tensor, name: str, heads: int) -> Tensor:
-        t, d = self.tape, self.decoder
-        term = WORKING if d.qk_norm and self.e != 4 else QKV
-        flat = self.linear(x, f"self_attn.{name}_proj", heads * d.head_size, term, bias=d.qkv_bias)
-        by_head = contiguous_gradient(t, flat)
-        t.drop(flat)
-        if not d.qk_norm:
-            return by_head
-        normalised = self.norm(by_head, f"self_attn.{name}_norm", QKV, heads=heads)
-        t.drop(by_head)
-        return normalised
-
-    def fused_projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Phi-3: slices of one product; each slice's gradient comes back in a tensor of the whole (slice_backward)."""
-        t, d = self.tape, self.decoder
-        widths = (d.num_attention_heads, d.num_key_value_heads, d.num_key_value_heads)
-        whole = self.linear(x, "self_attn.qkv_proj", sum(widths) * d.head_size, QKV, bias=d.qkv_bias)
-        q, k, v = (part_of(t, whole, self.e * self.tokens * heads * d.head_size) for heads in widths)
-        t.drop(whole)
-        by_head = contiguous_gradient(t, q), contiguous_gradient(t, k)
-        t.drop(q, k)
-        return *by_head, v
-
-    # The MLP.
-
-    def mlp(self, x: Tensor) -> Tensor:
-        t, d, f = self.tape, self.decoder, self.decoder.intermediate_size
-        if d.experts is not None:
-            return Mixture(t, d.experts, tokens=self.tokens, width=self.h, element_bytes=self.e).run(x)
-        if d.mlp == GATED_FUSED:
-            return self.fused_mlp(x)
-        assert d.mlp == GATED
-        gate = self.linear(x, "mlp.gate_proj", f, mlp.GATED, bias=d.mlp_bias)
-        active = t.module("mlp.act_fn", self.activate, gate)
-        t.drop(gate)
-        up = self.linear(x, "mlp.up_proj", f, mlp.GATED, bias=d.mlp_bias)
-        product = mlp.multiply(t, active, up, mlp.GATED)
-        t.drop(active, up)
-        out = self.linear(product, "mlp.down_proj", self.h, WORKING, bias=d.mlp_bias, n_in=f)
-        t.drop(product)
-        return out
-
-    def fused_mlp(self, x: Tensor) -> Tensor:
-        """Phi-3: gate and up are halves of one product (modeling_phi3.py Phi3MLP.forward)."""
-        t, f = self.tape, self.decoder.intermediate_size
-        whole = self.linear(x, "mlp.gate_up_proj", 2 * f, mlp.GATED, bias=False)
-        half = self.e * self.tokens * f
-        gate, up = Tensor(t.hold(whole.storage)), Tensor(t.hold(whole.storage))
-        halves: list[Storage] = []
-
-        def backward_chunk(_: Storage) -> None:
-            joined = t.allocate(whole.storage.size, BACKWARD)
-            for gradient in halves:
-                t.release(gradient)
-            t.give(whole, joined)
-
-        def backward_gate(gradient: Storage) -> None:
-            halves.append(gradient)
-            backward_chunk(gradient)
-
-        t.node(gate, backward_gate)
-        t.node(up, halves.append)
-        kept = t.save(gate)
-        active = t.tensor(half, mlp.GATED)
-
-        def backward_activation(gradient: Storage) -> None:
-            dx = t.allocate(half, BACKWARD)
-            t.release(gradient)
-            t.forget(kept)
-            t.give(gate, dx)
-
-        t.node(active, backward_activation)
-        kept_both = t.save(up), t.save(active)
-        product = t.tensor(half, mlp.GATED)
-
-        def backward_product(gradient: Storage) -> None:
-            d_up, d_active = t.allocate(half, BACKWARD), t.allocate(half, BACKWARD)
-            t.release(gradient)
-            t.forget(*kept_both)
-            t.give(up, d_up)
-            t.give(active, d_active)
-
-        t.node(product, backward_product)
-        t.drop(active)
-        out = self.linear(product, "mlp.down_proj", self.h, WORKING, bias=False, n_in=f)
-        t.drop(product, gate, up, whole)
-        return out
-
-    def activate(self, x: Tensor) -> Tensor:
-        name = self.decoder.activation
-        if name == "gelu_new":
-            return operators.gelu_new(self.tape, x, mlp.GATED)
-        return (mlp.relu if name == "relu" else mlp.activation)(self.tape, x, mlp.GATED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import Backward, Storage, Tape, Tensor
@@ -64,6 +66,37 @@ def part_of(t: Tape, x: Tensor, size: int) -> Part:
     return part
 
 
+def split(t: Tape, whole: Tensor, sizes: Sequence[int]) -> list[Part]:
+    """``chunk`` or ``split`` along the last dimension: views, whose gradients are joined once the last is there."""
+    gradients: list[Storage] = []
+
+    def last(gradient: Storage) -> None:
+        gradients.append(gradient)
+        joined = t.allocate(size_of(whole), BACKWARD)
+        for each in gradients:
+            t.release(each)
+        t.give(whole, joined)
+
+    parts = [Part(t.hold(whole.storage), size) for size in sizes]
+    t.node(parts[0], last)
+    for part in parts[1:]:
+        t.node(part, gradients.append)
+    return parts
+
+
+def joined(t: Tape, first: Tensor, second: Tensor, size: int, term: Term) -> Tensor:
+    """``cat`` along the last dimension, to ``size`` bytes: views of its gradient go to both."""
+    out = t.tensor(size, term)
+
+    def backward(gradient: Storage) -> None:
+        t.give(first, t.hold(gradient))
+        if size_of(second):
+            t.give(second, t.hold(gradient))
+        t.release(gradient)
+
+    return t.node(out, backward)
+
+
 def rotate_parts(t: Tape, q: Tensor, k: Tensor, share: tuple[int, int], term: Term) -> tuple[Tensor, Tensor]:
     """``cat((rotated part, rest))`` of queries and keys (modeling_phi3.py apply_rotary_pos_emb).
 
@@ -73,27 +106,105 @@ def rotate_parts(t: Tape, q: Tensor, k: Tensor, share: tuple[int, int], term: Te
     for x in (q, k):
         parts.append(part_of(t, x, size_of(x) * share[0] // share[1]))
         rests.append(part_of(t, x, size_of(x) - parts[-1].size))
-    joined = []
+    found = []
     for x, part, rest in zip((q, k), parts, rests, strict=True):
         rotated = rotate(t, part, WORKING)
-        out = t.tensor(size_of(x), term)
+        found.append(joined(t, rotated, rest, size_of(x), term))
         t.drop(rotated)
-        t.node(out, _split_between(t, rotated, rest))
-        joined.append(out)
     t.drop(*parts, *rests)
-    return joined[0], joined[1]
+    return found[0], found[1]
 
 
-def _split_between(t: Tape, rotated: Tensor, rest: Part) -> Backward:
-    """cat's backward: views of the gradient, which lives until both have been used."""
+def rotate_pairs(t: Tape, q: Part, k: Part, term: Term) -> tuple[Tensor, Tensor]:
+    """Neighbours of queries and keys as pairs (modeling_deepseek_v3.py apply_rotary_pos_emb_interleave)."""
+    halves = [(part_of(t, x, x.size // 2), part_of(t, x, x.size // 2)) for x in (q, k)]
+    found = []
+    for x, (first, second) in zip((q, k), halves, strict=True):
+        turned = _combined(t, first, second, negates=True)
+        other = _combined(t, second, first, negates=False)
+        found.append(joined(t, turned, other, x.size, term))
+        t.drop(other, turned)
+    t.drop(*halves[0], *halves[1])
+    return found[0], found[1]
+
+
+def _combined(t: Tape, x: Part, y: Part, *, negates: bool) -> Tensor:
+    """``x · cos - y · sin``, or their sum: no product saves its operands."""
+    by_cos, by_sin = _cast(t, x, x.size), _cast(t, y, x.size)
+    out = t.tensor(x.size, WORKING)
 
     def backward(gradient: Storage) -> None:
-        t.give(rotated, t.hold(gradient))
-        if rest.size:
-            t.give(rest, t.hold(gradient))
-        t.release(gradient)
+        t.give(by_cos, t.hold(gradient))
+        if negates:
+            t.give(by_sin, t.allocate(x.size, BACKWARD))
+            t.release(gradient)
+        else:
+            t.give(by_sin, gradient)
 
-    return backward
+    t.node(out, backward)
+    t.drop(by_cos, by_sin)
+    return out
+
+
+def rotate_complex(t: Tape, q: Part, k: Part, element_bytes: int, waves: int) -> tuple[Tensor, Tensor]:
+    """Neighbours as complex numbers, in fp32 (modeling_deepseek_v2.py apply_rotary_emb).
+
+    ``waves``: bytes of the complex numbers that they are multiplied with.
+    """
+    casts = element_bytes != 4
+    numbers = [_cast(t, x, 4 * x.size // element_bytes) if casts else t.view(x.storage) for x in (q, k)]
+    found = []
+    for x, wide in zip((q, k), numbers, strict=True):
+        if not casts:
+            t.node(wide, _passes(t, x))
+        product = _times_waves(t, wide, 4 * x.size // element_bytes, waves, copies=x is q and not casts)
+        if casts:
+            found.append(_cast(t, product, x.size, copies=x is q))
+            t.drop(product)
+        else:
+            found.append(product)
+    t.drop(*numbers)
+    return found[0], found[1]
+
+
+def _passes(t: Tape, x: Tensor) -> Backward:
+    return lambda gradient: t.give(x, gradient)
+
+
+def _times_waves(t: Tape, x: Tensor, size: int, waves: int, *, copies: bool) -> Tensor:
+    """A product with complex numbers that need no gradient: backward is one with their conjugates, which are copied."""
+    out = t.tensor(size, WORKING)
+
+    def backward(gradient: Storage) -> None:
+        gradient = _contiguous(t, gradient, size) if copies else gradient
+        conjugates = t.allocate(waves, BACKWARD)
+        dx = t.allocate(size, BACKWARD)
+        t.release(conjugates)
+        t.release(gradient)
+        t.give(x, dx)
+
+    return t.node(out, backward)
+
+
+def _cast(t: Tape, x: Tensor, size: int, *, copies: bool = False) -> Tensor:
+    """A tensor made of ``x`` that saves nothing: a cast, or a product with a constant.
+
+    ``copies``: its gradient comes in another order of heads, and is copied.
+    """
+    out = t.tensor(size, WORKING)
+
+    def backward(gradient: Storage) -> None:
+        dx = t.allocate(size_of(x), BACKWARD)
+        t.release(gradient)
+        t.give(x, _contiguous(t, dx, size_of(x)) if copies else dx)
+
+    return t.node(out, backward)
+
+
+def _contiguous(t: Tape, gradient: Storage, size: int) -> Storage:
+    copy = t.allocate(size, BACKWARD)
+    t.release(gradient)
+    return copy
 
 
 def contiguous_gradient(t: Tape, x: Tensor) -> Tensor:

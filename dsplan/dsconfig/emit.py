@@ -102,6 +102,7 @@ def emit(
         "gradient_accumulation_steps": steps,
         **_precision(workload.precision),
         **_gradient_dtypes(workload),
+        **_autocast(plan),
         "optimizer": _optimizer(plan),
         "scheduler": _scheduler(scheduler, plan, total_num_steps, warmup),
         "gradient_clipping": plan.gradient_clipping,
@@ -114,10 +115,10 @@ def emit(
     if workload.activation_checkpointing == "deepspeed":
         # torch.utils.checkpoint never reads the section; for a reader it would mean DeepSpeed's.
         document["activation_checkpointing"] = {
-            "partition_activations": False,
-            "contiguous_memory_optimization": False,
-            "cpu_checkpointing": False,
-            "number_checkpoints": model.num_layers,
+            "partition_activations": plan.checkpointing.partition_activations,
+            "contiguous_memory_optimization": plan.checkpointing.contiguous_memory_optimization,
+            "cpu_checkpointing": plan.checkpointing.cpu_checkpointing,
+            "number_checkpoints": plan.checkpointing.number_checkpoints or model.num_layers,
             "synchronize_checkpoint_boundary": False,
             "profile": False,
         }
@@ -151,6 +152,13 @@ def _gradient_dtypes(workload: Workload) -> dict[str, Any]:
     if workload.communication_data_type is not None:
         document["communication_data_type"] = workload.communication_data_type
     return document
+
+
+def _autocast(plan: Plan) -> dict[str, Any]:
+    names = {"bf16": "bfloat16", "fp16": "float16"}
+    if plan.torch_autocast is None:
+        return {}
+    return {"torch_autocast": {"enabled": True, "dtype": names[plan.torch_autocast]}}
 
 
 def _scheduler(name: str, plan: Plan, total_num_steps: int, warmup_num_steps: int) -> dict[str, Any]:

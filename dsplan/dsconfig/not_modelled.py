@@ -19,9 +19,11 @@ _DTYPES = {
     "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
 }
 
+STAGE_3 = 3
 GRAD_ACCUM_DTYPE = "data_types.grad_accum_dtype"
-#: Stages whose engines are modelled with fp32 gradients in either 16-bit precision, offloaded or not.
-_STAGES_WITH_FP32_GRADIENTS = (2, 3)
+#: Stages whose engines are modelled with fp32 gradients in either 16-bit precision, offloaded or not; but Adagrad with
+#: BF16_Optimizer, which loses its states.
+_STAGES_WITH_FP32_GRADIENTS = (1, 2, 3)
 
 #: Dotted key -> the values whose memory is modelled; the first is DeepSpeed's default. An absent key passes.
 MODELLED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -36,7 +38,6 @@ MODELLED_VALUES: dict[str, tuple[Any, ...]] = {
     "zero_optimization.allgather_sequential": (False,),
     "zero_optimization.legacy_stage1": (False,),
     "zero_optimization.parameter_alignment": (False,),
-    "zero_optimization.zero_hpz_partition_size": (1,),
     "zero_optimization.zero_quantized_weights": (False,),
     "zero_optimization.zero_quantized_nontrainable_weights": (False,),
     "zero_optimization.zero_quantized_gradients": (False,),
@@ -52,12 +53,8 @@ MODELLED_VALUES: dict[str, tuple[Any, ...]] = {
     "bf16.check_grad_overflow": (True,),
     "bf16.bf16_master_weights_and_grads": (False,),
     "bf16.bf16_optimizer_states": (False,),
-    "torch_autocast.enabled": (False,),
     "data_types.buffer_dtype": (None,),
     "data_types.keep_in_fp32_modules": ("auto", []),
-    "activation_checkpointing.partition_activations": (False,),
-    "activation_checkpointing.contiguous_memory_optimization": (False,),
-    "activation_checkpointing.cpu_checkpointing": (False,),
     "optimizer.legacy_fusion": (False,),
     "managed_gradient_accumulation": (True,),
     "disable_python_gc": (False,),
@@ -85,13 +82,13 @@ MODELLED_VALUES: dict[str, tuple[Any, ...]] = {
 #: Dotted keys of the above whose other values a dry run covers.
 COVERED_BY_DRY_RUN = frozenset(
     {
+        "zero_optimization.zero_hpz_partition_size",
         "zero_optimization.use_multi_rank_bucket_allreduce",
         "zero_optimization.compute_grad_norm",
         "zero_optimization.stage3_use_all_reduce_for_fetch_params",
         "zero_optimization.use_all_reduce_for_fetch_params",
         "zero_optimization.stage3_allgather_sequential",
         "zero_optimization.allgather_sequential",
-        "zero_optimization.zero_hpz_partition_size",
         "zero_optimization.zero_quantized_weights",
         "zero_optimization.leaf_module.classes",
         "zero_optimization.leaf_module.names",
@@ -104,9 +101,6 @@ COVERED_BY_DRY_RUN = frozenset(
         "torch_autocast.enabled",
         "data_types.grad_accum_dtype",
         "communication_data_type",
-        "activation_checkpointing.partition_activations",
-        "activation_checkpointing.contiguous_memory_optimization",
-        "activation_checkpointing.cpu_checkpointing",
         "aio.intra_op_parallelism",
     }
 )
@@ -118,7 +112,13 @@ def require_modelled(document: Mapping[str, Any], precision: str, *, dry_run: bo
     Raises:
         InputError: the document has such a setting; for ``dry_run``, one that a dry run does not cover either.
     """
-    found = [*_table(document), *_dtypes(document, precision), *_nvme(document)]
+    found = [
+        *_table(document),
+        *_dtypes(document, precision),
+        *_nvme(document),
+        *_autocast(document, precision),
+        *_secondary(document),
+    ]
     refused = [setting for setting in found if not (dry_run and setting.key in COVERED_BY_DRY_RUN)]
     if refused:
         why = (
@@ -151,18 +151,55 @@ def _table(document: Mapping[str, Any]) -> Iterator[_Setting]:
 
 
 def _dtypes(document: Mapping[str, Any], precision: str) -> Iterator[_Setting]:
-    """fp32 gradients beside a 16-bit model have an engine of their own in stage 1 (bf16, on the device) and 2."""
+    """fp32 gradients beside a 16-bit model have engines of their own in stages 1 and 2."""
     value, _ = lookup(document, GRAD_ACCUM_DTYPE)
     if value is None or precision_named(value) == precision:
         return
     stage = lookup(document, "zero_optimization.stage")[0]
     offload = lookup(document, "zero_optimization.offload_optimizer.device")[0] in ("cpu", "nvme")
     optimizer = lookup(document, "optimizer.type")[0] or ""
-    known = stage in _STAGES_WITH_FP32_GRADIENTS or (
-        stage == 1 and precision == "bf16" and not offload and optimizer.casefold() != "adagrad"
-    )
+    lost = stage == 1 and precision == "bf16" and not offload and optimizer.casefold() == "adagrad"
+    known = stage in _STAGES_WITH_FP32_GRADIENTS and not lost
     if precision_named(value) != "fp32" or not known:
-        yield _Setting(GRAD_ACCUM_DTYPE, value, f"{precision!r}, the model's dtype; 'fp32' in 16 bit at stage 2 or 3")
+        yield _Setting(GRAD_ACCUM_DTYPE, value, f"{precision!r}, the model's dtype; 'fp32' in 16 bit with ZeRO")
+
+
+def _autocast(document: Mapping[str, Any], precision: str) -> Iterator[_Setting]:
+    """fp32 weights, a dtype that is given, and what torch's default is where classes of modules are not listed."""
+    key = "torch_autocast.enabled"
+    if lookup(document, key)[0] is not True:
+        return
+    dtype = lookup(document, "torch_autocast.dtype")[0]
+    if precision != "fp32":
+        yield _Setting(key, True, f"false in {precision}")
+    elif dtype is None or precision_named(dtype) not in ("fp16", "bf16"):
+        yield _Setting(key, True, "with torch_autocast.dtype 'bfloat16' or 'float16'")
+    elif lookup(document, "torch_autocast.lower_precision_safe_modules")[0] is not None:
+        yield _Setting(key, True, "without lower_precision_safe_modules")
+    elif lookup(document, "communication_data_type")[0] is not None:
+        yield _Setting(key, True, "without communication_data_type")
+    elif lookup(document, "zero_optimization.memory_efficient_linear")[0] is False and _stage(document) == STAGE_3:
+        yield _Setting(key, True, "with memory_efficient_linear at stage 3")
+
+
+def autocast_dtype(document: Mapping[str, Any], precision: str) -> str | None:
+    """``bf16`` or ``fp16`` where torch_autocast is on and modelled, else None."""
+    if lookup(document, "torch_autocast.enabled")[0] is not True or any(_autocast(document, precision)):
+        return None
+    return precision_named(lookup(document, "torch_autocast.dtype")[0])
+
+
+def _secondary(document: Mapping[str, Any]) -> Iterator[_Setting]:
+    """hpZ keeps its secondary partitions on the host where the parameters are."""
+    key = "zero_optimization.zero_hpz_partition_size"
+    size, _ = lookup(document, key)
+    offloads = lookup(document, "zero_optimization.offload_param.device")[0] in ("cpu", "nvme")
+    if _stage(document) == STAGE_3 and offloads and size not in (None, 1):
+        yield _Setting(key, size, "1 with offload_param")
+
+
+def _stage(document: Mapping[str, Any]) -> Any:
+    return lookup(document, "zero_optimization.stage")[0]
 
 
 def _nvme(document: Mapping[str, Any]) -> Iterator[_Setting]:

@@ -8,7 +8,7 @@ framework hands the file to DeepSpeed, it is read as that framework completes it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH, resolv
 from dsplan.dsconfig.consumers import DEEPSPEED
 from dsplan.dsconfig.document import load_document
 from dsplan.dsconfig.engine_rules import Engine, require_engine
-from dsplan.dsconfig.not_modelled import GRAD_ACCUM_DTYPE, require_modelled
+from dsplan.dsconfig.not_modelled import GRAD_ACCUM_DTYPE, autocast_dtype, require_modelled
 from dsplan.dsconfig.optimizer_section import optimizer_of
 from dsplan.dsconfig.precision_section import gradient_dtypes, precision_of, with_current_names
 from dsplan.dsconfig.removed import require_not_removed
@@ -25,7 +25,7 @@ from dsplan.dsconfig.schema import validate
 from dsplan.dsconfig.zero_section import zero_config
 from dsplan.errors import InputError, require_positive
 from dsplan.plan import Plan
-from dsplan.workload import Workload
+from dsplan.workload import CheckpointOptions, Workload
 
 #: DeepSpeed ``runtime/constants.py`` (``GRADIENT_CLIPPING_DEFAULT``).
 GRADIENT_CLIPPING_DEFAULT = 1.0
@@ -199,6 +199,8 @@ def _read(
         workload=replace(workload, optimizer=_NEAREST) if optimizer.not_modelled else workload,
         gradient_clipping=float(document.get("gradient_clipping", GRADIENT_CLIPPING_DEFAULT)),
         torch_adam=optimizer.torch_adam,
+        checkpointing=_checkpoint_options(checkpointing),
+        torch_autocast=autocast_dtype(current, precision),
     )
     return DsConfig(
         path=path,
@@ -212,6 +214,12 @@ def _read(
         activation_checkpointing=checkpointing,
         document=document,
     )
+
+
+def _checkpoint_options(section: Mapping[str, Any] | None) -> CheckpointOptions:
+    """``runtime/activation_checkpointing/config.py``, as far as it is about memory."""
+    names = [field.name for field in fields(CheckpointOptions)]
+    return CheckpointOptions(**{name: section[name] for name in names if section and section.get(name) is not None})
 
 
 def _override(document: Mapping[str, Any], micro_batch: int | None, steps: int | None) -> dict[str, Any]:

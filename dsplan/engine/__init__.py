@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dsplan.activations import Programs, programs
 from dsplan.engine.base import Engine, Run
+from dsplan.engine.identity import output_by_size
 from dsplan.engine.stage0 import Stage0Flat, Stage0Plain, Stage0Unfused
 from dsplan.engine.stage12 import Stage12
 from dsplan.errors import InputError
@@ -12,10 +15,11 @@ from dsplan.model import ModelShape
 from dsplan.optimizers import device_optimizer
 from dsplan.partition import worst_ranks
 from dsplan.plan import Plan
+from dsplan.workload import CheckpointOptions
 
-STAGE_2 = 2
+STAGE_2, STAGE_3 = 2, 3
 
-__all__ = ["Engine", "Run", "candidate_ranks", "engine_for", "programs_for"]
+__all__ = ["Engine", "Run", "candidate_ranks", "engine_for", "programs_for", "uncovered"]
 
 
 def candidate_ranks(model: ModelShape, plan: Plan, world_size: int) -> tuple[int, ...]:
@@ -33,9 +37,11 @@ def engine_for(run: Run) -> Engine:
         return Ddp(run)
     stage = run.plan.zero.stage
     if stage == 3:
+        from dsplan.engine.leaves import leaf_of
         from dsplan.engine.stage3 import Stage3
+        from dsplan.engine.stage3_leaves import Stage3Leaves
 
-        return Stage3(run)
+        return Stage3Leaves(run) if leaf_of(run.model) else Stage3(run)
     if stage in (1, STAGE_2):
         return _stage12(run)
     if run.plan.workload.grad_accum_dtype is not None:
@@ -61,15 +67,62 @@ def _stage12(run: Run) -> Engine:
         from dsplan.engine.bf16 import Bf16
 
         return Bf16(run)
-    offload = " and offload_optimizer" if run.plan.zero.offloads_optimizer else ""
+    if workload.grad_accum_dtype == "fp32":
+        from dsplan.engine.stage1_fp32 import Stage1Fp32
+
+        return Stage1Fp32(run)
     raise InputError(
         f"data_types.grad_accum_dtype: {workload.grad_accum_dtype} at stage {run.plan.zero.stage} with "
-        f"{workload.precision}{offload} is not modelled yet"
+        f"{workload.precision} is not modelled yet"
     )
 
 
+def uncovered(model: ModelShape, plan: Plan) -> str | None:
+    """What of ``plan`` the formulas have for minGPT only, where ``model`` is a decoder; None where they have it."""
+    if model.decoder is None:
+        return None
+    if plan.torch_autocast is not None:
+        return "torch_autocast with this model"
+    if plan.checkpointing != CheckpointOptions():
+        return "options of DeepSpeed's activation checkpointing with this model"
+    return None
+
+
+def require_autocast(run: Run) -> None:
+    """Refuse what is not modelled with ``torch_autocast``.
+
+    Raises:
+        InputError: a decoder; torch's linear layers at stage 3.
+    """
+    if run.model.decoder is not None:
+        raise InputError(
+            f"torch_autocast: modelled for minGPT only; a dry run knows {run.model.model_type}: "
+            "dsplan verify --device fake"
+        )
+    if run.plan.zero.stage == STAGE_3 and not run.plan.zero.memory_efficient_linear:
+        raise InputError("torch_autocast: at stage 3 it is modelled with memory_efficient_linear only, its default")
+
+
 def programs_for(run: Run, kernels: Kernels) -> Programs:
-    """What the model runs on ``kernels``: under autocast where DDP trains in a 16-bit precision."""
+    """What the model runs on ``kernels``: under autocast where the plan asks for it.
+
+    Raises:
+        InputError: a decoder under autocast, or another that the formulas do not cover.
+    """
+    found = _programs_for(run, kernels)
+    if run.plan.checkpointing == CheckpointOptions() or run.model.decoder is not None:
+        return found
+    # What blocks are given goes and comes back between them (engine/checkpoints.py).
+    return replace(found, embedding=output_by_size(found.embedding), block=output_by_size(found.block))
+
+
+def _programs_for(run: Run, kernels: Kernels) -> Programs:
+    if run.plan.torch_autocast is not None:
+        from dsplan.engine.autocast import autocast_programs
+
+        require_autocast(run)
+        lowered = replace(run.plan.workload, precision=run.plan.torch_autocast)
+        return autocast_programs(run.model, lowered, kernels)
     if run.plan.ddp and run.element_bytes != 4:
         from dsplan.engine.autocast import autocast_programs
 

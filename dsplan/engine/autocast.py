@@ -10,6 +10,7 @@ Legend: e bytes of autocast's type, b micro batch, s sequence, h width, V vocabu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from dsplan import attention, operators
@@ -19,13 +20,18 @@ from dsplan.activations import (
     NORMALISED,
     SCALARS,
     STREAM,
+    Program,
     Programs,
     _Block,
     _Embedding,
     _Head,
     _Piece,
     _record,
+    programs,
 )
+from dsplan.engine.cast import cast
+from dsplan.engine.identity import output_by_size, term_by_size
+from dsplan.engine.own_linear import own_linear
 from dsplan.kernels import Kernels
 from dsplan.ledger import Term
 from dsplan.model import ModelShape
@@ -46,6 +52,11 @@ def autocast_programs(model: ModelShape, workload: Workload, kernels: Kernels) -
     """The three pieces under autocast to ``workload.precision``, recorded for one micro batch."""
     pieces = (kind(model, workload, kernels) for kind in (_CastEmbedding, _CastBlock, _CastHead))
     embedding, block, head = (_record(piece) for piece in pieces)
+    embedding, block, head = (term_by_size(each, WEIGHT_COPIES) for each in (embedding, block, head))
+    if workload.activation_checkpointing == "deepspeed":
+        # DeepSpeed's checkpoint does not take autocast into the second run, which is fp32 throughout.
+        full = programs(model, replace(workload, precision="fp32"), kernels).block
+        block = output_by_size(Program(block.forward, full.backward))
     return Programs(embedding=embedding, block=block, head=head)
 
 
@@ -58,6 +69,9 @@ class _Cast(_Piece):
         if not kernels.float_norm_statistics:
             self.statistics_bytes = FULL * self.b * self.s
         self.checkpoints = workload.activation_checkpointing != "none"
+        # What torch's checkpoint has recomputed is the node's alone and goes before its results are cast
+        # (torch/utils/checkpoint.py unpack_hook); what a node has saved itself goes after that (engine.cpp).
+        self.forgets_early = workload.activation_checkpointing == "torch" and isinstance(self, _Block)
 
     def layer_norm(self, x: Tensor, name: str, term: Term) -> Tensor:
         def apply(y: Tensor) -> Tensor:
@@ -82,6 +96,9 @@ class _Cast(_Piece):
         The gradient of a ``tied`` weight waits for the other use of the weight, which hands both over.
         """
         t, e = self.tape, self.e
+        if t.kernels.zero3_linear:
+            early = self.forgets_early
+            return own_linear(t, x, name, size, half, e, weights, biases, term, tied=tied, forgets_early=early)
         y = x if x.storage.size == t.kernels.rounded(half) and e != FULL else cast(t, x, half, NORMALISED)
         weight = t.tensor(e * weights, WEIGHT_COPIES)
         kept, kept_weight = t.save(y), t.save(weight)
@@ -98,7 +115,9 @@ class _Cast(_Piece):
             if biases:
                 dx = t.allocate(half, BACKWARD)
                 half_weight = t.allocate(e * weights, BACKWARD)
-                half_bias = t.allocate(e * biases, BACKWARD)
+                if self.forgets_early:  # the bias' sum comes after addmm's own function
+                    t.forget(kept, kept_weight)
+                half_bias = operators.bias_gradient(t, size // (e * biases), biases, e, term=BACKWARD)
             else:
                 half_weight = t.allocate(e * weights, BACKWARD)
                 t.mark(PRODUCT, name)
@@ -192,6 +211,8 @@ class _CastBlock(_Cast, _Block):
 
         def backward(gradient: Storage) -> None:
             d_half_full, d_tanh = t.allocate(full, BACKWARD), t.allocate(full, BACKWARD)
+            if self.forgets_early:
+                t.forget(kept_one_plus, kept_half)
             d_half = t.allocate(size, BACKWARD)
             t.release(d_half_full)
             t.release(gradient)
@@ -204,11 +225,9 @@ class _CastBlock(_Cast, _Block):
             d_x = t.allocate(size, BACKWARD)
             d_scaled = t.allocate(full, BACKWARD)
             t.release(d_inner)
-            square, three = t.allocate(full, BACKWARD), t.allocate(full, BACKWARD)
-            d_cube = t.allocate(full, BACKWARD)
-            t.release(three)
-            t.release(square)
-            t.release(d_scaled)
+            square, three, d_cube = (t.allocate(full, BACKWARD) for _ in range(3))
+            for each in (three, square, d_scaled):
+                t.release(each)
             t.forget(kept_x)
             d_x_of_cube = t.allocate(size, BACKWARD)
             t.release(d_cube)
@@ -245,7 +264,7 @@ def _eager(t: Tape, qkv: Tensor, shape: attention.AttentionShape) -> Tensor:
     t.drop(filled_full, filled)
 
     def backward_scores(gradient: Storage) -> None:
-        d_filled_full = t.allocate(full, BACKWARD)
+        d_filled_full = operators.softmax_gradient(t, full)
         t.release(gradient)
         t.forget(kept_probabilities)
         d_filled = t.allocate(scores, BACKWARD)
@@ -298,18 +317,6 @@ def _weighted_values(t: Tape, value: Tensor, probabilities: Tensor, shape: atten
         t.give(dropped_half, d_dropped)
 
     return t.node(out, backward_values)
-
-
-def cast(t: Tape, x: Tensor, size: int, term: Term) -> Tensor:
-    """``x.to(dtype)`` into ``size`` bytes: keeps nothing, and casts the gradient back."""
-    out = t.tensor(size, term)
-
-    def backward(gradient: Storage) -> None:
-        dx = t.allocate(x.storage.size, BACKWARD)
-        t.release(gradient)
-        t.give(x, dx)
-
-    return t.node(out, backward)
 
 
 class _CastEmbedding(_Cast, _Embedding):
@@ -375,6 +382,8 @@ class _CastHead(_Cast, _Head):
     def _leave_autocast(self) -> None:
         """The cache is cleared: what only it held goes, the biases' copies, and of checkpointed blocks all."""
         t = self.tape
+        if t.kernels.zero3_linear:
+            return  # its casts are not kept
         parameters = [p for p in self.model.block_parameters if not p.name.startswith("ln_")]
         for _ in range(self.model.num_layers):
             for parameter in parameters:

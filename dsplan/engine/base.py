@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from dsplan import states
+from dsplan.engine.stretches import NOTHING, Runs, first_of_block
 from dsplan.kernels import Kernels
-from dsplan.ledger import PAGEABLE, Ledger, Term
+from dsplan.ledger import PAGEABLE, Ledger, Sizes, Term
 from dsplan.model import ModelShape
 from dsplan.operators import PARAMETER_GRADIENT
 from dsplan.partition import parameter_sizes
 from dsplan.plan import Plan
+from dsplan.tape import GRADIENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class Engine:
         self.ledger = run.ledger
         self.e = run.element_bytes
         self.sizes = run.sizes
-        self._held = [False] * len(self.sizes)
+        self._held = bytearray(len(self.sizes))  # 1: there is a gradient
 
     def initialise(self) -> None:
         """Build the model, move it, deepspeed.initialize."""
@@ -77,6 +79,42 @@ class Engine:
         if self.ledger.detailed:
             self.ledger.move(PARAMETER_GRADIENT, states.GRADIENTS, self.e * self.sizes[index])
 
+    def blocks_at_once(self, layers: range, calls: tuple[tuple[int, int], ...]) -> Runs | None:
+        """What the calls of several blocks one after the other come to, where that is known without making them.
+
+        Args:
+            layers: the blocks in their order.
+            calls: (kind, index) of each call in a block (:data:`dsplan.engine.stretches.Stretch`).
+
+        Returns:
+            Of each block and call the (rise, net) in device bytes, the engine being as after all of them; None: the
+            calls of the first of these blocks have to be made. No peak is reached.
+        """
+        if any(kind == GRADIENT for kind, _ in calls):
+            return self.holding(layers, calls) if type(self).gradient is Engine.gradient else None
+        return None if self.follows_modules else [(len(layers), (NOTHING,) * len(calls))]
+
+    @cached_property
+    def blocks_are_alike(self) -> bool:
+        """Whether the parameters are those of the embedding, of blocks of the same sizes, and of the head."""
+        sizes, layers = self.sizes, self.run.model.num_layers
+        return isinstance(sizes, Sizes) and [times for _, times in sizes.runs] == [1, layers, 1]
+
+    def holding(self, layers: range, calls: tuple[tuple[int, int], ...]) -> Runs | None:
+        """:meth:`blocks_at_once` of an engine whose gradients stay where they are, or are added to those of before."""
+        if not self.blocks_are_alike:
+            return None
+        lowest = min(layers[0], layers[-1])
+        begin, end = (first_of_block(self.run.model, layer) for layer in (lowest, lowest + len(layers)))
+        held = self._held[begin]
+        if self._held[begin:end].count(held) != end - begin:
+            return None
+        self._held[begin:end] = b"\1" * (end - begin)
+        rounded = self.run.kernels.rounded
+        block = self.sizes[begin : begin + len(self.run.model.block_parameters)]
+        each = tuple([(0, -rounded(self.e * block[index]) if held and index >= 0 else 0) for _, index in calls])
+        return [(len(layers), each)]
+
     def end_backward(self, *, boundary: bool) -> None:
         """Backward of a micro batch is over; ``boundary``: the last before the optimizer's step."""
 
@@ -88,7 +126,8 @@ class Engine:
 
     def bytes_each(self, width: int) -> tuple[int, ...]:
         """Bytes of every parameter at ``width`` bytes an element."""
-        return _bytes_each(self.sizes, width)
+        sizes = self.sizes
+        return sizes.times(width) if isinstance(sizes, Sizes) else tuple([width * numel for numel in sizes])
 
     def build_on_host_and_move(self) -> None:
         """fp32 on the host, cast parameter by parameter, then moved (engine.py _configure_distributed_model)."""
@@ -151,13 +190,15 @@ class Engine:
             ledger.alloc(self.placed(term, pinned=pinned), size)
 
 
-@lru_cache(maxsize=64)
 def _highest_cast(sizes: tuple[int, ...], width: int) -> int:
     """How far the casts of fp32 parameters to ``width`` bytes rise over their start, one after the other (bytes)."""
     level = highest = 0
-    for numel in sizes:
-        highest = max(highest, level + width * numel)
-        level -= (4 - width) * numel
+    for run, times in sizes.runs if isinstance(sizes, Sizes) else ((sizes, 1),):
+        start = level
+        for numel in run:
+            highest = max(highest, level + width * numel)
+            level -= (4 - width) * numel
+        level = start + times * (level - start)  # each later one starts lower
     return highest
 
 
@@ -169,11 +210,6 @@ def _after_last_attention(model: ModelShape) -> int:
 
 
 _AFTER_ATTENTION = ("ln_2.", "mlp.")
-
-
-@lru_cache(maxsize=64)
-def _bytes_each(sizes: tuple[int, ...], width: int) -> tuple[int, ...]:
-    return tuple(width * numel for numel in sizes)
 
 
 @lru_cache(maxsize=64)

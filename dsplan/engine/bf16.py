@@ -67,4 +67,4 @@ class Bf16(Engine):
         temporaries = self.optimizer.step_temporaries(foreach=self.run.kernels.foreach_optimizers)
         ledger.temporary(buffers.OPTIMIZER_TEMPORARY, size * temporaries)
         ledger.free_many(states.GRADIENTS, self.bytes_each(self.e))  # engine.py _take_model_step: zero_grad
-        self._held = [False] * len(self.sizes)
+        self._held = bytearray(len(self.sizes))

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from dsplan.engine.hooks import Change, Mark, Module, Row
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
 from dsplan.partition import parameter_sizes
@@ -22,26 +24,9 @@ from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE_BACKWARD
 from dsplan.units import ceil_div, round_up
 from dsplan.zero import ZeroConfig
 
-#: (kind, module): one hook of one submodule; a module is its parameters' indices.
-Mark = tuple[int, "Module"]
-#: (rise, net) in device bytes at one hook.
-Change = tuple[int, int]
+__all__ = ["Change", "Coordinator", "Mark", "Module", "Row", "persistent_parameters"]
 
-_NEVER = -(10**10)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Module:
-    """A submodule with hooks: its position in the model and the parameters it owns directly.
-
-    ``saved``: those whose gathered storage autograd keeps from its forward to its backward. torch's linear layer saves
-    ``weight.t()``, a tensor of its own over the storage, which outlives the release of the parameter; stage 3's own
-    layer saves the parameter itself (deepspeed/runtime/zero/linear.py, ``memory_efficient_linear``).
-    """
-
-    name: str
-    parameters: tuple[int, ...]
-    saved: tuple[int, ...] = ()
+NEVER = -(10**10)
 
 
 @dataclass(slots=True)
@@ -60,7 +45,7 @@ class _Batch:
 
 
 @dataclass(slots=True)
-class _Pass:
+class Pass:
     """State that lasts for one forward and backward pass."""
 
     step: int = 0
@@ -103,33 +88,53 @@ class Coordinator:
         self._trace: list[Module] | None = None
         self._recording: list[Module] = []
         self._uses: dict[int, list[int]] = {}
+        self._queue: list[tuple[int, int]] = []  # every use of a parameter in the trace
+        self._bytes_of: dict[int, int] = {}
         self._elements_before: list[int] = [0]
         self._in_backward: dict[int, Module] = {}
 
     # One pass.
 
-    def run(self, marks: list[Mark], saving: frozenset[int] = frozenset()) -> list[Change]:
+    def run(self, marks: list[Mark], saving: frozenset[int] = frozenset(), rows: Sequence[Row] = ()) -> list[Change]:
         """One forward and backward; the first call records the trace, later ones prefetch by it.
 
         ``saving`` are the positions of the marks at which autograd has saved what the module's backward needs.
+        ``rows`` are the marks of alike blocks one after the other, which the first call need not take one by one.
         """
         if self._trace is None and self._recording:
             self._complete_trace()
-        state = _Pass()
+        state = Pass()
         if self._trace is not None:
-            state.queue = deque(
-                (parameter, step) for step, module in enumerate(self._trace) for parameter in sorted(module.parameters)
-            )
-        changes: list[Change] = []
+            state.queue = deque(self._queue)
         self.forgotten = []
-        for position, (kind, module) in enumerate(marks):
-            self.rise = start = self.level
+        if self._trace is not None or not rows:
+            return self._run(marks, 0, len(marks), saving, state)
+        changes: list[Change] = []
+        for start, length, count in rows:
+            changes += self._run(marks, len(changes), start, saving, state)
+            before = self._between_blocks(state)
+            changes += self._run(marks, start, start + length, saving, state)
+            if before is not None and self._between_blocks(state) == before:
+                self._repeat(marks, start, length, count - 1, state)
+                changes += changes[start:] * (count - 1)
+        return changes + self._run(marks, len(changes), len(marks), saving, state)
+
+    def _run(self, marks: list[Mark], start: int, end: int, saving: frozenset[int], state: Pass) -> list[Change]:
+        changes: list[Change] = []
+        recording, most = self._trace is None, self.zero.stage3_max_live_parameters
+        for position, (kind, module) in enumerate(marks if end - start == len(marks) else marks[start:end], start):
+            self.rise = level = self.level
             if kind in (ENTER, ENTER_BACKWARD):
-                if self._trace is None:
+                if recording:
                     self._recording.append(module)
                 if kind == ENTER_BACKWARD:
                     self._in_backward[id(module)] = module
-                self._fetch(module, state)
+                if module.parameters or recording:
+                    self._fetch(module, state)
+                else:
+                    if state.queue and state.available_elements < most:
+                        self._prefetch((), state)
+                    state.step += 1
             else:
                 if position in saving:
                     self.saved.update(module.saved)
@@ -137,8 +142,29 @@ class Coordinator:
                     self._in_backward.pop(id(module), None)
                     self._forget(module, position)
                 self._release_module(module, state)
-            changes.append((self.rise - start, self.level - start))
+            changes.append((self.rise - level, self.level - level))
         return changes
+
+    def _between_blocks(self, state: Pass) -> tuple[object, ...] | None:
+        """All that the rules of the first pass look at, where nothing is on its way; else None."""
+        if self.in_flight or any(self.active):
+            return None
+        backward = [module for module in self._in_backward.values() if module.parameters]
+        held = set(self.saved), dict(self.detached)
+        return self.state(), tuple(self.status), held, backward, state.available_elements
+
+    def _repeat(self, marks: list[Mark], start: int, length: int, times: int, state: Pass) -> None:
+        """Blocks that do as the one from ``start`` on has done are recorded, no more."""
+        forgotten = [each for each in self.forgotten if each[0] >= start]
+        for number in range(1, times + 1):
+            first = start + number * length
+            self._recording += [
+                module for kind, module in marks[first : first + length] if kind in (ENTER, ENTER_BACKWARD)
+            ]
+            for position, _, size in forgotten:
+                there = position + number * length
+                self.forgotten.append((there, marks[there][1].saved, size))
+        state.step = len(self._recording)
 
     def leftovers(self) -> Change:
         """release_backward_leftovers: modules whose inputs carry no gradient never left their backward."""
@@ -156,9 +182,11 @@ class Coordinator:
         start = self.level
         for parameter in list(self.in_flight):
             self._wait(parameter)
-        for parameter in range(len(self.sizes)):
-            self.active[parameter].clear()
-            self._release(parameter)
+        for users in self.active:
+            users.clear()
+        for parameter, status in enumerate(self.status):
+            if status == 2:
+                self._release(parameter)
         return self.level - start
 
     def gather_persistent(self) -> int:
@@ -170,53 +198,59 @@ class Coordinator:
                 self._allocate_parameter(parameter, self.padded[parameter])
         return self.level - start
 
+    def invalidate(self) -> int:
+        """The step's end for secondary partitions, of which there are none here; returns the change in bytes."""
+        return 0
+
     def state(self) -> tuple[int, ...]:
         """What is gathered, parameter by parameter: a pass that starts from the same state is the same."""
         return tuple(self.storage)
 
     # Rules.
 
-    def _fetch(self, module: Module, state: _Pass) -> None:
+    def _fetch(self, module: Module, state: Pass) -> None:
         wanted = module.parameters
         if wanted:
             missing = [parameter for parameter in wanted if self.status[parameter] == 0]
             if missing:
                 self._gather(missing, state)
+            in_flight, user = self.in_flight, id(module)
             for parameter in wanted:
-                self.active[parameter].add(id(module))
-                if parameter in self.in_flight:
+                self.active[parameter].add(user)
+                if parameter in in_flight:
                     self._wait(parameter)
         if self._trace is not None:
             self._prefetch(wanted, state)
         state.step += 1
 
-    def _prefetch(self, wanted: tuple[int, ...], state: _Pass) -> None:
+    def _prefetch(self, wanted: tuple[int, ...], state: Pass) -> None:
         fetched_for, queue = state.fetched_for, state.queue
         if not queue:
             return
-        pending = {p for p in wanted if fetched_for.get(p, _NEVER) < state.step}
-        taken: set[int] = set()
-        while queue and len(taken) < len(pending):
-            parameter, step = queue.popleft()
-            fetched_for[parameter] = step
-            taken.add(parameter)
-        budget = min(
-            self.zero.stage3_max_live_parameters - state.available_elements, self.zero.stage3_prefetch_bucket_size
-        )
-        if not queue or self.zero.stage3_prefetch_bucket_size <= 0 or budget <= 0:
+        if wanted:
+            pending = {p for p in wanted if fetched_for.get(p, NEVER) < state.step}
+            taken: set[int] = set()
+            while queue and len(taken) < len(pending):
+                parameter, step = queue.popleft()
+                fetched_for[parameter] = step
+                taken.add(parameter)
+        zero = self.zero
+        budget = min(zero.stage3_max_live_parameters - state.available_elements, zero.stage3_prefetch_bucket_size)
+        if not queue or budget <= 0:
             return
         batch: list[int] = []
         elements = 0
+        status, sizes = self.status, self.sizes
         while queue and elements < budget:
             parameter, step = queue.popleft()
-            fetched_for[parameter] = max(fetched_for.get(parameter, _NEVER), step)
-            if self.status[parameter] == 0 and parameter not in batch:
+            fetched_for[parameter] = step  # the latest so far: the queue is in the order of the trace
+            if status[parameter] == 0 and parameter not in batch:
                 batch.append(parameter)
-                elements += self.sizes[parameter]
+                elements += sizes[parameter]
         if batch:
             self._gather(batch, state)
 
-    def _gather(self, parameters: list[int], state: _Pass) -> None:
+    def _gather(self, parameters: list[int], state: Pass) -> None:
         parameters = sorted(parameters)
         for parameter in parameters:
             state.available_elements += self.sizes[parameter]
@@ -242,42 +276,48 @@ class Coordinator:
 
     def _wait(self, parameter: int) -> None:
         batch = self.in_flight.pop(parameter)
-        self._change(-batch.staged_bytes)
+        if batch.staged_bytes:
+            self._change(-batch.staged_bytes)
         if not batch.split:
             batch.split = True
             for other in batch.parameters:
                 self._allocate_parameter(other, self.sizes[other])
+        status = self.status
         for other in batch.parameters:
-            if self.status[other] == 1:
-                self.status[other] = 2
+            if status[other] == 1:
+                status[other] = 2
         batch.outstanding -= 1
-        if batch.outstanding == 0:
+        if batch.outstanding == 0 and batch.flat_bytes:
             self._change(-batch.flat_bytes)
 
-    def _release_module(self, module: Module, state: _Pass) -> None:
+    def _release_module(self, module: Module, state: Pass) -> None:
         if not module.parameters:
             return
         releasable = frozenset(module.parameters) if self._trace is None else self._releasable(module, state)
+        user = id(module)
         for parameter in module.parameters:
-            self.active[parameter].discard(id(module))
+            users = self.active[parameter]
+            users.discard(user)
             if parameter in releasable:
-                if self.status[parameter] == 2 and not self.active[parameter]:
+                if self.status[parameter] == 2 and not users:
                     state.available_elements -= self.sizes[parameter]
                 self._release(parameter)
 
-    def _releasable(self, module: Module, state: _Pass) -> frozenset[int]:
+    def _releasable(self, module: Module, state: Pass) -> frozenset[int]:
         # DeepSpeed caches the answer by module and step for the life of the run (functools.lru_cache).
         key = (id(module), state.step)
         found = self._release_cache.get(key)
         if found is None:
-            found = frozenset(
-                parameter
-                for parameter in module.parameters
-                if parameter not in self.persistent
-                and state.fetched_for.get(parameter, _NEVER) <= state.step
-                and not self._reused_soon(parameter, state.step)
+            persistent, fetched_for, step = self.persistent, state.fetched_for, state.step
+            found = self._release_cache[key] = frozenset(
+                [
+                    parameter
+                    for parameter in module.parameters
+                    if parameter not in persistent
+                    and fetched_for.get(parameter, NEVER) <= step
+                    and not self._reused_soon(parameter, step)
+                ]
             )
-            self._release_cache[key] = found
         return found
 
     def _reused_soon(self, parameter: int, step: int) -> bool:
@@ -310,18 +350,23 @@ class Coordinator:
 
     def _complete_trace(self) -> None:
         self._trace = self._recording
+        elements = 0
         self._elements_before = [0]
-        for module in self._trace:
-            elements = sum(self.sizes[parameter] for parameter in module.parameters)
-            self._elements_before.append(self._elements_before[-1] + elements)
         for step, module in enumerate(self._trace):
             for parameter in module.parameters:
+                elements += self.sizes[parameter]
                 self._uses.setdefault(parameter, []).append(step)
+            self._elements_before.append(elements)
+            if module.parameters:
+                self._queue += [(parameter, step) for parameter in sorted(module.parameters)]
 
     # Bytes.
 
     def _bytes(self, elements: int) -> int:
-        return self.kernels.rounded(self.e * elements)
+        found = self._bytes_of.get(elements)
+        if found is None:
+            found = self._bytes_of[elements] = self.kernels.rounded(self.e * elements)
+        return found
 
     def _allocate_parameter(self, parameter: int, elements: int) -> None:
         if not self.gathers:
@@ -336,7 +381,8 @@ class Coordinator:
 
     def _change(self, size: int) -> None:
         self.level += size
-        self.rise = max(self.rise, self.level)
+        if self.level > self.rise:  # noqa: PLR1730  # nothing is done so often
+            self.rise = self.level
 
 
 @lru_cache(maxsize=256)

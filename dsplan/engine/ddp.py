@@ -14,9 +14,11 @@ from dataclasses import replace
 from dsplan import states
 from dsplan.engine.autocast import FULL
 from dsplan.engine.base import Engine, Run
+from dsplan.engine.stretches import Runs
 from dsplan.ledger import Term
 from dsplan.operators import PARAMETER_GRADIENT
 from dsplan.optimizers import device_optimizer
+from dsplan.tape import GRADIENT
 from dsplan.units import MIB
 
 #: Where a bucket closes: distributed.py ``_DEFAULT_BUCKET_CAP_MB``, and the first ``_DEFAULT_FIRST_BUCKET_BYTES``.
@@ -100,6 +102,12 @@ class Ddp(Engine):
         self._held[index] = True
         self.ledger.move(PARAMETER_GRADIENT, GRADIENTS, size)
 
+    def blocks_at_once(self, layers: range, calls: tuple[tuple[int, int], ...]) -> Runs | None:
+        """The reducer's buckets exist already, so that a gradient does as in every engine."""
+        if not any(kind == GRADIENT for kind, _ in calls):
+            return super().blocks_at_once(layers, calls)
+        return self.holding(layers, calls)
+
     def step(self, *, first: bool) -> None:
         ledger = self.ledger
         ledger.moment = "optimizer update"
@@ -109,7 +117,7 @@ class Ddp(Engine):
         ledger.temporary(TEMPORARY, FULL * elements * self.optimizer.step_temporaries(foreach=self.foreach))
         if self.frees_gradients:
             ledger.free_many(GRADIENTS, self.bytes_each(FULL))
-            self._held = [False] * len(self.sizes)
+            self._held = bytearray(len(self.sizes))
 
     def _states(self) -> None:
         for _ in range(self.optimizer.num_states):

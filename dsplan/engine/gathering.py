@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
-from dsplan.activations import BLOCK, programs
-from dsplan.engine.coordinator import Change, Coordinator, Mark, Module
+from dsplan.activations import BLOCK, block_programs, programs
+from dsplan.engine.coordinator import Change, Coordinator, Mark, Module, Row
+from dsplan.engine.leaves import LeafCoordinator, leaf_of, owner_of
+from dsplan.engine.secondary import SecondaryCoordinator
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
+from dsplan.partition import parameter_sizes
 from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, LEAVE_BACKWARD, Event
 from dsplan.workload import Workload
 from dsplan.zero import OffloadParam, ZeroConfig
@@ -46,11 +50,15 @@ class GatherPass:
 
 @dataclass(frozen=True, slots=True)
 class GatherStep:
-    """One optimizer step: its micro batches, then the release and the gathering around the update."""
+    """One optimizer step: its micro batches, then the release and the gathering around the update.
+
+    ``invalidated``: what the secondary partitions took, which the step ends by forgetting.
+    """
 
     passes: tuple[GatherPass, ...]
     released: int
     persistent: int
+    invalidated: int = 0
 
 
 def gather_steps(
@@ -70,6 +78,7 @@ def gather_steps(
         stage3_max_live_parameters=zero.stage3_max_live_parameters,
         stage3_max_reuse_distance=zero.stage3_max_reuse_distance,
         memory_efficient_linear=zero.memory_efficient_linear,
+        zero_hpz_partition_size=zero.zero_hpz_partition_size,
         offload_param=OffloadParam(device="cpu" if zero.offloads_parameters else "none"),
     )
     hooks = Workload(
@@ -86,20 +95,28 @@ def _gather_steps(
     model: ModelShape, rules: ZeroConfig, world_size: int, hooks: Workload, kernels: Kernels, micro_batches: int
 ) -> tuple[GatherStep, ...]:
     marks, saving = marks_and_saving(model, hooks, kernels, saves_weights=not rules.memory_efficient_linear)
-    coordinator = Coordinator(model, rules, world_size, hooks.element_bytes, kernels)
+    kind: type[Coordinator] = LeafCoordinator if leaf_of(model) else Coordinator
+    kind = SecondaryCoordinator if rules.zero_hpz_partition_size > 1 else kind
+    coordinator = kind(model, rules, world_size, hooks.element_bytes, kernels)
+    rows = () if leaf_of(model) else rows_of(model, hooks, kernels)
     steps: list[GatherStep] = []
     previous: tuple[int, ...] | None = None
     for _ in range(LONGEST_START):
         passes = tuple(
             GatherPass(
-                changes=tuple(coordinator.run(marks, saving)),
+                changes=tuple(coordinator.run(marks, saving, rows)),
                 leftovers=coordinator.leftovers(),
                 forgotten=tuple(coordinator.forgotten),
             )
             for _ in range(micro_batches)
         )
         steps.append(
-            GatherStep(passes=passes, released=coordinator.partition_all(), persistent=coordinator.gather_persistent())
+            GatherStep(
+                passes=passes,
+                released=coordinator.partition_all(),
+                persistent=coordinator.gather_persistent(),
+                invalidated=coordinator.invalidate(),
+            )
         )
         state = coordinator.state()
         if len(steps) > 1 and state == previous:
@@ -111,13 +128,22 @@ def _gather_steps(
 @lru_cache(maxsize=64)
 def _owners(model: ModelShape) -> frozenset[str]:
     """Names, within a block or whole, of the submodules that own parameters."""
-    parameters = (*model.embedding_parameters, *model.block_parameters, *model.head_parameters)
-    return frozenset(parameter.name.rpartition(".")[0] for parameter in parameters) | {"lm_head"}
+    kinds = (model.block_parameters,) if model.decoder is None else model.decoder.kinds
+    parameters = (*model.embedding_parameters, *chain.from_iterable(kinds), *model.head_parameters)
+    leaf = leaf_of(model)
+    return frozenset(owner_of(parameter.name, leaf) for parameter in parameters) | {"lm_head"}
 
 
 def acts(model: ModelShape, kind: int, what: object) -> bool:
     """Whether an event is a hook at which DeepSpeed acts: prefetching at every entry, releasing what a module owns."""
-    return kind in _ENTERING or (kind in _LEAVING and what in _owners(model))
+    return _acts(model, _owners(model), kind, what)
+
+
+def _acts(model: ModelShape, owners: frozenset[str], kind: int, what: object) -> bool:
+    leaf = leaf_of(model)
+    if leaf and isinstance(what, str) and what.startswith(f"{leaf}."):
+        return False
+    return kind in _ENTERING or (kind in _LEAVING and what in owners)
 
 
 def _marks(model: ModelShape, workload: Workload, kernels: Kernels) -> list[Mark]:
@@ -137,7 +163,7 @@ def marks_and_saving(
     pieces = programs(model, workload, kernels)
     owned: dict[str, list[int]] = {}
     for index, parameter in enumerate(model.parameters):
-        owned.setdefault(parameter.name.rpartition(".")[0], []).append(index)
+        owned.setdefault(owner_of(parameter.name, leaf_of(model), model.block_prefix), []).append(index)
     if model.tied_module:
         owned["lm_head"] = owned[model.tied_module]
     modules: dict[str, Module] = {}
@@ -145,37 +171,67 @@ def marks_and_saving(
     shapes = [len(parameter.shape) for parameter in model.parameters]
     # All experts' weights are one tensor, whose product saves it transposed (transformers' integrations/moe.py).
     kept = {MATRIX, EXPERTS} if saves_weights else {EXPERTS}
+    plain = model.decoder is not None and model.decoder.saves_weights
+    kept_in_blocks = {MATRIX, EXPERTS} if plain else kept
     embeddings = {parameter.name.rpartition(".")[0] for parameter in model.embedding_parameters}
 
     def module(name: str) -> Module:
         if name not in modules:
             parameters = tuple(owned.get(name, ()))
-            saved = tuple(index for index in parameters if shapes[index] in kept)
-            if detaches and name.startswith(model.block_prefix):
+            in_block = name.startswith(model.block_prefix)
+            saved = tuple(index for index in parameters if shapes[index] in (kept_in_blocks if in_block else kept))
+            if detaches and in_block:
                 saved = parameters
             modules[name] = Module(name, parameters, () if name in embeddings else saved)
         return modules[name]
 
+    named: dict[str, dict[object, Module]] = {}  # of each prefix
+
     def hooks(events: tuple[Event, ...], prefixes: Iterable[str] = ("",)) -> list[Mark]:
         """The hooks of one piece, or of a block for each of its prefixes."""
-        found = [(kind, what) for kind, _, what in events if acts(model, kind, what)]
-        return [
-            (kind, module(prefix.rstrip(".") if what == BLOCK else f"{prefix}{what}"))
-            for prefix in prefixes
-            for kind, what in found
-        ]
+        owners = _owners(model)
+        found = [(kind, what) for kind, _, what in events if _acts(model, owners, kind, what)]
+        names = {what for _, what in found}
+        marks: list[Mark] = []
+        for prefix in prefixes:
+            there = named.setdefault(prefix, {})
+            for what in names:
+                if what not in there:
+                    there[what] = module(prefix.rstrip(".") if what == BLOCK else f"{prefix}{what}")
+            marks += [(kind, there[what]) for kind, what in found]
+        return marks
 
     blocks = [f"{model.block_prefix}{layer}." for layer in range(model.num_layers)]
     before = hooks(pieces.embedding.forward)
-    forward = hooks(pieces.block.forward, blocks)
+    of_layer = block_programs(model, workload, kernels)
+    forward = list(chain.from_iterable(hooks(of_layer[layer].forward, (name,)) for layer, name in enumerate(blocks)))
+    backward = [hooks(of_layer[layer].backward, (name,)) for layer, name in enumerate(blocks)]
     after = [
         *hooks(pieces.head.forward),
         *hooks(pieces.head.backward),
-        *hooks(pieces.block.backward, reversed(blocks)),  # where blocks are checkpointed, their forward too
+        *chain.from_iterable(reversed(backward)),  # where blocks are checkpointed, their forward too
         *hooks(pieces.embedding.backward),
     ]
     marks = [*before, *forward, *after]
     recomputed = range(len(before), len(before) + len(forward)) if workload.activation_checkpointing != "none" else ()
-    saves = saves_weights or detaches or EXPERTS in shapes
-    saving = {position for position, (kind, _) in enumerate(marks) if saves and kind == LEAVE}
+    saves = saves_weights or plain or detaches or EXPERTS in shapes
+    if not saves:
+        return marks, frozenset()
+    saving = {position for position, (kind, _) in enumerate(marks) if kind == LEAVE}
     return marks, frozenset(saving.difference(recomputed))
+
+
+def rows_of(model: ModelShape, workload: Workload, kernels: Kernels) -> tuple[Row, ...]:
+    """Where in the marks of a pass the blocks are, forward and backward; none where they are not alike."""
+    layers = model.num_layers
+    if [times for _, times in parameter_sizes(model).runs] != [1, layers, 1]:
+        return ()
+    pieces, owners = programs(model, workload, kernels), _owners(model)
+
+    def count(events: tuple[Event, ...]) -> int:
+        return sum([_acts(model, owners, kind, what) for kind, _, what in events])
+
+    forward, backward = count(pieces.block.forward), count(pieces.block.backward)
+    first = count(pieces.embedding.forward)
+    second = first + layers * forward + count(pieces.head.forward) + count(pieces.head.backward)
+    return (first, forward, layers), (second, backward, layers)

@@ -50,7 +50,7 @@ class _Stage0(Engine):
 
     def release_gradients(self) -> None:
         self.ledger.free_many(states.GRADIENTS, self.bytes_each(self.e))
-        self._held = [False] * len(self.sizes)
+        self._held = bytearray(len(self.sizes))
 
     def per_parameter_states(self) -> None:
         for numel in self.sizes:

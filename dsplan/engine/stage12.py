@@ -7,7 +7,8 @@ the comments are that file's.
 from __future__ import annotations
 
 from dsplan import buffers, states
-from dsplan.engine.base import Engine, Run
+from dsplan.engine.base import Run
+from dsplan.engine.stage12_blocks import BlocksAtOnce
 from dsplan.ledger import Term
 from dsplan.optimizers import device_optimizer, host_optimizer
 from dsplan.partition import flat_offsets, flat_partition
@@ -16,8 +17,10 @@ from dsplan.partition import flat_offsets, flat_partition
 PLACEHOLDER_BYTES = 4
 
 
-class Stage12(Engine):
+class Stage12(BlocksAtOnce):
     """One rank: ``run.rank`` says which part of the flat buffer is its own (``flat_partition``)."""
+
+    takes_blocks_at_once = True
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
@@ -25,10 +28,8 @@ class Stage12(Engine):
         self.zero = zero
         self.partition = flat_partition(run.model, run.world_size, run.rank, zero.round_robin_gradients)
         self.offsets = flat_offsets(run.model, run.world_size, zero.round_robin_gradients)
-        self.owned = {index for index, _ in self.partition.owned}
-        self.slice_of = {
-            index: size for (index, _), size in zip(self.partition.owned, self.partition.slices, strict=True)
-        }
+        self.slice_of = self.partition.slice_of
+        self.owned = self.slice_of.keys()
         self.offload = zero.offloads_optimizer
         self.optimizer = host_optimizer(run.plan) if self.offload else device_optimizer(run.plan)
         self.c = run.plan.workload.communication_bytes
@@ -201,6 +202,8 @@ class Stage12(Engine):
         for each in live:
             self.ledger.alloc(*each)
         if own:
+            if len(live) > 1:  # allreduce_bucket returns the cast copy, and the flat one goes
+                self.ledger.free(*live.pop(0))
             self._take_reduced()
         for each in live:
             self.ledger.free(*each)
@@ -241,8 +244,10 @@ class Stage12(Engine):
         ledger, e, numel = self.ledger, self.e, self.sizes[index]
         if self.offload:
             self._to_host(index)
-            if separate:
+            if separate and self.boundary:
                 ledger.free(states.GRADIENTS, e * numel)
+            elif separate:
+                self.leftovers.append(index)  # async_accumulate_grad_in_cpu_via_gpu leaves it to the epilogue
             return
         if not self.contiguous:
             self.fresh.append(index)
@@ -270,8 +275,7 @@ class Stage12(Engine):
         ledger.moment = "end of backward, gradient reduction"
         if not self.reduces_in_hooks:
             self._setup_buckets()
-            for index in range(len(self.sizes)):
-                self._reduce_into_bucket(index)
+            self._reduce_all()
         self._reduce_bucket()
         if self.buckets_exist:
             for _ in range(2 if self.overlap else 1):
@@ -309,6 +313,7 @@ class Stage12(Engine):
         temporaries = self.optimizer.step_temporaries(foreach=self.run.kernels.foreach_optimizers)
         ledger.temporary(buffers.OPTIMIZER_TEMPORARY, 4 * part.size * temporaries)
         ledger.free(buffers.STEP_GRADIENT, update)
+        self._release_partition()
 
     def _step_gradient(self) -> int:
         """The fp32 gradient of the update: flattened, cast, and the gradients go; its bytes."""
@@ -320,7 +325,8 @@ class Stage12(Engine):
         ledger.alloc(buffers.FLAT_GRADIENT, flat)
         ledger.alloc(buffers.STEP_GRADIENT, update)
         ledger.free(buffers.FLAT_GRADIENT, flat)
-        self._release_partition()
+        if update:  # else the update's gradient is a view of the partition, which lives as long
+            self._release_partition()
         return update
 
     def _release_partition(self) -> None:

@@ -7,15 +7,20 @@ Source: DeepSpeed 0.19.8 runtime/zero/stage3.py (DeepSpeedZeroOptimizer_Stage3),
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import count, groupby, islice
+from operator import itemgetter
 
 from dsplan import buffers, states
 from dsplan.engine.base import Run
 from dsplan.engine.coordinator import Change
 from dsplan.engine.gathering import GatherStep, gather_steps
+from dsplan.engine.secondary import secondary_elements
 from dsplan.engine.stage3_gradients import MIN_SWAP_BYTES, Stage3Gradients
+from dsplan.engine.stretches import NOTHING, Runs, first_of_block
 from dsplan.ledger import PINNED, Term
+from dsplan.model import Parameter
 from dsplan.optimizers import Optimizer, backup_optimizer, device_optimizer, host_optimizer
+from dsplan.tape import GRADIENT, PRODUCT
 from dsplan.units import ceil_div, round_up
 
 
@@ -82,10 +87,34 @@ class Stage3(Stage3Gradients):
         if self.swaps_parameters:
             offload = self.zero.offload_param
             ledger.alloc(states.SWAP_PARAMETERS, e * offload.buffer_count * round_up(offload.buffer_size, 512))
-        names = [parameter.name for parameter in model.parameters]
-        index = 0
-        for name, group in groupby(names, key=lambda n: n.rpartition(".")[0]):
-            members = list(range(index, index + len(list(group))))
+        if self.blocks_are_alike and not host and not ledger.detailed:
+            first, layers = len(model.embedding_parameters), model.num_layers
+            self._build_modules(model.embedding_parameters, 0)
+            rise, net = ledger.effect(lambda: self._build_modules(model.block_parameters, first))
+            ledger.rise_and_settle(rise + max((layers - 1) * net, 0), layers * net)
+            self._build_modules(model.head_parameters, first_of_block(model, layers))
+        else:
+            self._build_modules(model.parameters, 0)
+        if self.tied_elements:  # a head with a weight of its own, which goes once it is tied
+            self._construct_and_partition([self.tied_elements])
+            part = e * ceil_div(self.tied_elements, self.run.world_size)
+            ledger.free_many(
+                buffers.GATHERED,
+                [e * each for each in secondary_elements([self.tied_elements], self.zero, self.run.world_size)],
+            )
+            if self._swapped(part):
+                pass
+            elif host:
+                ledger.free(self.placed(_HOST_PARTITION, pinned=self.zero.offload_param.pin_memory), part)
+            else:
+                ledger.free(states.PARTITIONED_PARAMETERS, part)
+
+    def _build_modules(self, parameters: tuple[Parameter, ...], first: int) -> None:
+        """The submodules that own ``parameters``, the first of which has the index ``first``."""
+        ledger, e, model = self.ledger, self.e, self.run.model
+        index = first
+        for name, group in groupby([parameter.name for parameter in parameters], key=lambda n: n.rpartition(".")[0]):
+            members = range(index, index + len(list(group)))
             index = members[-1] + 1
             self._construct_and_partition([self.sizes[i] for i in members])
             if name.endswith("attn.c_proj") and model.has_mask_buffer:
@@ -94,22 +123,13 @@ class Stage3(Stage3Gradients):
                 ledger.alloc(states.BUFFERS, e * mask)
                 ledger.free(buffers.GATHERED, e * mask)
 
-        if self.tied_elements:  # a head with a weight of its own, which goes once it is tied
-            self._construct_and_partition([self.tied_elements])
-            part = e * ceil_div(self.tied_elements, self.run.world_size)
-            if self._swapped(part):
-                pass
-            elif host:
-                ledger.free(self.placed(_HOST_PARTITION, pinned=self.zero.offload_param.pin_memory), part)
-            else:
-                ledger.free(states.PARTITIONED_PARAMETERS, part)
-
     def _construct_and_partition(self, sizes: list[int]) -> None:
         """zero.Init, _post_init_method: the parameters of one submodule, of which the rank's parts stay."""
         ledger, e = self.ledger, self.e
         for numel in sizes:
             self._construct(buffers.GATHERED, numel)
-        for numel in sizes:
+        for numel, secondary in zip(sizes, secondary_elements(sizes, self.zero, self.run.world_size), strict=True):
+            ledger.alloc(buffers.GATHERED, e * secondary)  # of hpZ: first, and gathered from it, so told with it
             part = e * ceil_div(numel, self.run.world_size)
             if self._swapped(part):
                 pass  # written to the file system through the buffers
@@ -223,6 +243,24 @@ class Stage3(Stage3Gradients):
         self._saved = {parameter: position for position, parameters, _ in one.forgotten for parameter in parameters}
         self._saved_bytes = {position: size for position, _, size in one.forgotten}
 
+    def blocks_at_once(self, layers: range, calls: tuple[tuple[int, int], ...]) -> Runs | None:
+        """As the engine's: the gathering of each block is known, and buckets are reduced a kind at a time."""
+        if type(self) is not Stage3 or self._saved or any(kind == PRODUCT for kind, _ in calls):
+            return None
+        order = tuple([index for kind, index in calls if kind == GRADIENT])
+        if not order:
+            hooks = len(calls) - 1
+            return [(1, (*islice(self._changes, hooks), NOTHING)) for _ in layers]
+        runs = self.buckets_at_once(layers, order)
+        if runs is None:
+            return None
+        hooks = len(calls) - 1 - len(order)
+        # Where each call's effect is among those of the gradients, what follows them, and those of the hooks.
+        gradients, gathers = count(), count(len(order) + 1)
+        places = [next(gradients if kind == GRADIENT else gathers) for kind, _ in calls[:-1]]
+        in_order = itemgetter(*places, len(order))
+        return [(1, in_order((*each, *islice(self._changes, hooks)))) for alike, each in runs for _ in range(alike)]
+
     def gradient(self, index: int) -> None:
         if self._saved:
             self._forget_weights(index)
@@ -263,7 +301,7 @@ class Stage3(Stage3Gradients):
         ledger = self.ledger
         gathering = self._gathering
         ledger.moment = "releasing the gathered parameters"
-        self._gathered(0, gathering.released)
+        self._gathered(max(gathering.released, 0), gathering.released)
         if self.run.plan.workload.precision == "fp16" and (self.counts_host_temporaries or not self.offload):
             ledger.moment = "overflow check"
             check = states.HOST_OVERFLOW if self.offload else buffers.OVERFLOW
@@ -280,6 +318,7 @@ class Stage3(Stage3Gradients):
             self._update(group, first=first, on_device=on_device)
         ledger.moment = "gathering the persistent parameters"
         self._gathered(max(gathering.persistent, 0), gathering.persistent)
+        self._gathered(0, gathering.invalidated)
         self._step_index += 1
         self._pass_index = 0
 

@@ -8,8 +8,13 @@ Legend: e, c, g bytes of an element of a gradient, in its communication, where i
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from dsplan import buffers, states
 from dsplan.engine.base import Engine, Run
+from dsplan.engine.reduce_buckets import block_buckets
+from dsplan.engine.stretches import NOTHING, Runs, first_of_block
+from dsplan.kernels import Kernels
 from dsplan.ledger import Term
 from dsplan.operators import PARAMETER_GRADIENT
 from dsplan.units import MIB, ceil_div
@@ -40,6 +45,7 @@ class Stage3Gradients(Engine):
         communicated = workload.communication_data_type or workload.precision
         self.casts_for_communication = communicated != workload.precision
         self.casts_for_accumulation = communicated != (workload.grad_accum_dtype or workload.precision)
+        self._padding = _padding_bytes(self.sizes, run.world_size, self.c, run.kernels)
         self._bucket: list[int] = []
         self._bucket_elements = 0
         self._unswapped_parts: list[int] = []  # small fp32 gradients that stay on the device until the step
@@ -55,6 +61,41 @@ class Stage3Gradients(Engine):
             self.ledger.free(states.GRADIENTS, self.e * numel)
         self._bucket.append(index)
         self._bucket_elements += numel
+
+    def buckets_at_once(self, layers: range, order: tuple[int, ...]) -> Runs | None:
+        """What happens at the gradients of ``layers``, which arrive in ``order``; the engine is then as after them.
+
+        None: the gradients of the first of these layers have to be taken one by one.
+        """
+        model, limit = self.run.model, self.zero.reduce_bucket_size
+        begin = first_of_block(model, layers[0])
+        sizes = tuple([self.sizes[begin + index] for index in order])
+        alike = self.blocks_are_alike and len(order) == len(model.block_parameters) and not self.swaps_optimizer
+        if not alike or max(sizes) > limit or self._bucket_elements > limit:
+            return None
+        buckets = block_buckets(
+            sizes,
+            (0,) * len(sizes),  # where they are in the flat buffer does not matter here
+            num_blocks=len(layers),
+            onwards=layers.step,
+            limit=limit,
+            pending=self._bucket_elements,
+            base=0,
+            partition=model.num_parameters,
+            rules=(self.run.plan, self.run.world_size, self.run.kernels, self.boundary),
+        )
+
+        def fill(bucket: int) -> None:
+            self._bucket += [
+                first_of_block(model, layers[block]) + order[place] for block, place in buckets.gradients(bucket)
+            ]
+            self._bucket_elements += buckets.elements[bucket]
+
+        special = buckets.reduced(self.ledger.effect, fill, self._reduce_bucket, self._reduce_bucket)
+        fill(len(buckets.places))
+        rounded = self.run.kernels.rounded
+        freed = [(0, -rounded(self.e * numel) if self.zero.contiguous_gradients else 0) for numel in sizes]
+        return buckets.of_blocks((*freed, NOTHING), special)
 
     def _reduce_bucket(self) -> None:
         """__reduce_and_partition_ipg_grads, then partition_grads."""
@@ -96,7 +137,10 @@ class Stage3Gradients(Engine):
         viewed = len(bucket) == 1 and self.sizes[bucket[0]] % world == 0
         if not viewed:
             live.append((buffers.SCATTER_COPY, self.c * sum(self.parts[index] * world for index in bucket)))
+            padding = sum(self._padding[index] for index in bucket)
+            ledger.event(buffers.SCATTER_PADDING, padding, 1)  # lists of the function's own, gone when it returns
             ledger.alloc(*live[0])
+            ledger.event(buffers.SCATTER_PADDING, -padding, -1)
         live, held = self._cast(live, [self.parts[index] for index in bucket], held=viewed and not casts)
         if viewed and casts and not self.casts_for_accumulation:
             return cast, False  # the partition is a view of the cast gradient
@@ -143,3 +187,15 @@ class Stage3Gradients(Engine):
                 self.ledger.free(buffers.OFFLOAD_CAST, 4 * self.parts[index])
             else:
                 self._unswapped_parts.append(index)
+
+
+@lru_cache(maxsize=64)
+def _padding_bytes(sizes: tuple[int, ...], world_size: int, width: int, kernels: Kernels) -> tuple[int, ...]:
+    """reduce_scatter_coalesced: of each gradient a tensor for every rank's part that it does not fill (bytes)."""
+    found = {}
+    for numel in set(sizes):
+        part = ceil_div(numel, world_size)
+        filled = ceil_div(numel, part)
+        rest = width * (filled * part - numel)
+        found[numel] = (world_size - filled) * kernels.rounded(width * part) + kernels.rounded(rest)
+    return tuple([found[numel] for numel in sizes])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from dsplan.errors import InputError, nearest
-from dsplan.families import gpt, llama, moe
-from dsplan.families.adapters import ALL_LINEAR, with_frozen_layers, with_lora
-from dsplan.families.config import LARGEST_DIMENSION, Config, short
+from dsplan.families.config import ALL_LINEAR, LARGEST_DIMENSION, MODULE, Config, short
 from dsplan.families.decoder import Decoder, Experts
-from dsplan.families.module import MODULE, described, module
 from dsplan.families.parameter import Parameter
 
 __all__ = [
@@ -31,27 +29,13 @@ __all__ = [
 #: The section of a configuration that is dsplan's own: what is trained.
 OWN = "dsplan"
 
-#: By ``model_type``: who reads it.
-FAMILIES: dict[str, Callable[[Config], Decoder]] = {
-    "gpt2": gpt.gpt2,
-    "gpt_neox": gpt.gpt_neox,
-    "opt": gpt.opt,
-    "bloom": gpt.bloom,
-    "falcon": gpt.falcon,
-    "llama": llama.llama,
-    "mistral": llama.mistral,
-    "qwen2": llama.qwen2,
-    "qwen3": llama.qwen3,
-    "gemma": llama.gemma,
-    "gemma2": llama.gemma2,
-    "gemma3_text": llama.gemma3,
-    "phi3": llama.phi3,
-    "stablelm": llama.stablelm,
-    "mixtral": moe.mixtral,
-    "qwen2_moe": moe.qwen2_moe,
-    "qwen3_moe": moe.qwen3_moe,
-    "deepseek_v2": moe.deepseek_v2,
-    "deepseek_v3": moe.deepseek_v3,
+#: By ``model_type``: who reads it, as module and function here; a minGPT needs none of them.
+FAMILIES: dict[str, tuple[str, str]] = {
+    **{name: ("gpt", name) for name in ("gpt2", "gpt_neox", "opt", "bloom", "falcon")},
+    **{name: ("llama", name) for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")},
+    "gemma3_text": ("llama", "gemma3"),
+    **{name: ("llama", name) for name in ("phi3", "stablelm")},
+    **{name: ("moe", name) for name in ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")},
 }
 
 #: The ``attribute_map`` of transformers' configuration classes: a key, and the other names that it is read under.
@@ -78,12 +62,23 @@ def decoder_of(keys: Mapping[str, Any], where: str) -> Decoder:
     """
     model_type = keys.get("model_type")
     if model_type == MODULE:
+        from dsplan.families.module import module
+
         return module(Config(keys, where))
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"{where}: {unknown(model_type)}")
     if keys.get("quantization_config") is not None:
         raise InputError(f"{where}: quantization_config: quantized weights are not trained; plan the model without it")
-    return _trained(FAMILIES[model_type](Config(keys, where, _RENAMED.get(model_type))), keys, where)
+    file, function = FAMILIES[model_type]
+    read: Callable[[Config], Decoder] = getattr(import_module(f"dsplan.families.{file}"), function)
+    return _trained(read(Config(keys, where, _RENAMED.get(model_type))), keys, where)
+
+
+def described(module: Any, factory: str = "") -> dict[str, Any]:
+    """The model file of a torch module (:func:`dsplan.families.module.described`)."""
+    from dsplan.families.module import described as described_module
+
+    return described_module(module, factory)
 
 
 def _trained(decoder: Decoder, keys: Mapping[str, Any], where: str) -> Decoder:
@@ -93,6 +88,8 @@ def _trained(decoder: Decoder, keys: Mapping[str, Any], where: str) -> Decoder:
         return decoder
     if not isinstance(own, dict) or not own or own.keys() - {"lora_rank", "lora_targets", "frozen_layers"}:
         raise InputError(f"{where}: {OWN}: allowed keys are lora_rank, lora_targets, frozen_layers")
+    from dsplan.families.adapters import with_frozen_layers, with_lora
+
     if "frozen_layers" in own:
         if len(own) > 1:
             raise InputError(f"{where}: {OWN}: with LoRA every layer is frozen; leave frozen_layers out")

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dsplan.errors import InputError, nearest
-from dsplan.families.config import short
+from dsplan.families.config import ALL_LINEAR, short
 from dsplan.families.decoder import Decoder
 from dsplan.families.parameter import Parameter
 
 #: Elements of the rank of an adapter: wider ones save nothing.
 HIGHEST_RANK = 65_536
-#: PEFT's word for every linear layer but the head's.
-ALL_LINEAR = "all-linear"
 
 
 def with_lora(decoder: Decoder, rank: int, targets: Sequence[str], where: str) -> Decoder:

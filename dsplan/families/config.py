@@ -14,6 +14,10 @@ from dsplan.errors import InputError, choice
 
 #: Widths, vocabularies, positions, experts: beyond it a number is a slip or an attack.
 LARGEST_DIMENSION = 10_000_000
+#: ``model_type`` of a module of one's own.
+MODULE = "module"
+#: PEFT's word for every linear layer but the head's.
+ALL_LINEAR = "all-linear"
 #: Blocks: the deepest published decoder has 200.
 MOST_LAYERS = 10_000
 #: Heads of one block: the widest published decoder has 128.

@@ -9,8 +9,15 @@ from dsplan.families.parameter import Parameter
 
 RMS, RMS_PLUS_ONE, LAYER_NORM = "rms", "rms_plus_one", "layernorm"
 GATED, GATED_FUSED, PLAIN = "gated", "gated_fused", "plain"
-SEPARATE, FUSED = "separate", "fused"
-SEQUENTIAL, PARALLEL, SANDWICH = "sequential", "parallel", "sandwich"
+SEPARATE, FUSED, GROUPED = "separate", "fused", "grouped"
+SEQUENTIAL, PARALLEL, SANDWICH, AFTER_NORM = "sequential", "parallel", "sandwich", "after norm"
+#: Routers: softmax in fp32 over logits of the model's type, and DeepSeek V2's and V3's, which multiply in fp32.
+SOFTMAX, WIDE_SOFTMAX, WIDE_SIGMOID = "softmax", "wide softmax", "wide sigmoid"
+
+
+#: transformers' classes whose mixtures DeepSpeed fetches whole at stage 3 unless told otherwise
+#: (deepspeed/runtime/zero/leaf_module_config.py DEFAULT_LEAF_MODULE_CLASSES).
+FETCHED_WHOLE = ("MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +29,9 @@ class Experts:
             tensors, so that ZeRO-3 fetches them together without ``deepspeed.utils.set_z3_leaf_modules``.
         shared_size: width of the expert that every token goes through; 0: none.
         wide_weights: whether the weights of a token's experts stay in fp32, and with them what they multiply.
+        router: which of the forms above it has.
+        normalised: whether the weights of a token's experts are divided by their sum.
+        groups: of experts, of which a token goes to some only; 0: it goes to any.
     """
 
     num: int
@@ -30,6 +40,28 @@ class Experts:
     module: str
     shared_size: int = 0
     wide_weights: bool = False
+    router: str = SOFTMAX
+    normalised: bool = True
+    groups: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latent:
+    """Multi-head latent attention: keys and values are made of a narrow latent, and a part of each key rotates.
+
+    Attributes:
+        query_rank, rank: widths of the latents of queries (None: none) and of keys and values.
+        plain, rotary: elements of a head of queries and keys that do not, and that do, rotate.
+        value: elements of a head of values.
+        interleaved: whether pairs of neighbours rotate (in real numbers), or complex numbers do (DeepSeek V2).
+    """
+
+    query_rank: int | None
+    rank: int
+    plain: int
+    rotary: int
+    value: int
+    interleaved: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +80,11 @@ class Decoder:
         windows: tokens that each layer's attention sees; None: all.
         softcap, head_softcap: tanh caps of the scores and of the logits; None: no cap.
         dropout, attention_dropout: of the residual stream, and of the probabilities.
+        experts, latent: a mixture of experts in place of the MLP, latent attention in place of the plain; or None.
         transposed: weights of linear layers are (n_in, n_out), as transformers' Conv1D has them.
     """
 
     causal_lm: str
-    num_layers: int
     hidden_size: int
     num_attention_heads: int
     num_key_value_heads: int
@@ -67,7 +99,6 @@ class Decoder:
     prefix: str
     tied: str = ""
     norm: str = RMS
-    norm_bias: bool = False
     qkv: str = SEPARATE
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -84,14 +115,32 @@ class Decoder:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     experts: Experts | None = None
+    latent: Latent | None = None
     transposed: bool = False
     default_attention: str = "sdpa"
     attentions: tuple[str, ...] = field(default=("eager", "sdpa", "flash_attention_2"))
 
     @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
     def alike(self) -> bool:
         """Whether every block has the same parameters."""
         return len(set(self.layers)) == 1
+
+    @property
+    def leaf(self) -> str:
+        """The submodule of a block that ZeRO-3 fetches and releases whole, hooking nothing in it; empty: none."""
+        return self.experts.module if self.experts is not None and self.causal_lm in FETCHED_WHOLE else ""
+
+    @property
+    def saves_weights(self) -> bool:
+        """Whether the linear layers of its blocks save their weights transposed, at stage 3 too.
+
+        ZeRO-3 puts its own function in the place of ``F.linear`` only; Falcon's layers multiply with ``@``.
+        """
+        return self.causal_lm == "FalconForCausalLM"
 
     @property
     def trained(self) -> bool:

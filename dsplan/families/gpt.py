@@ -9,7 +9,17 @@ Legend: h width, f width of the MLP, a heads, V vocabulary, T positions.
 from __future__ import annotations
 
 from dsplan.families.config import MOST_HEADS, MOST_LAYERS, Config
-from dsplan.families.decoder import FUSED, LAYER_NORM, PARALLEL, PLAIN, SEPARATE, SEQUENTIAL, Decoder
+from dsplan.families.decoder import (
+    AFTER_NORM,
+    FUSED,
+    GROUPED,
+    LAYER_NORM,
+    PARALLEL,
+    PLAIN,
+    SEPARATE,
+    SEQUENTIAL,
+    Decoder,
+)
 from dsplan.families.parameter import Parameter, conv1d, linear, norm
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish", "quick_gelu")
@@ -32,7 +42,6 @@ def gpt2(c: Config) -> Decoder:
     tied = c.flag("tie_word_embeddings", True)
     return Decoder(
         causal_lm="GPT2LMHeadModel",
-        num_layers=layers,
         hidden_size=h,
         num_attention_heads=heads,
         num_key_value_heads=heads,
@@ -47,7 +56,6 @@ def gpt2(c: Config) -> Decoder:
         prefix="transformer.h.",
         tied="transformer.wte.weight" if tied else "",
         norm=LAYER_NORM,
-        norm_bias=True,
         qkv=FUSED,
         qkv_bias=True,
         output_bias=True,
@@ -80,7 +88,6 @@ def gpt_neox(c: Config) -> Decoder:
     tied = c.flag("tie_word_embeddings", False)
     return Decoder(
         causal_lm="GPTNeoXForCausalLM",
-        num_layers=layers,
         hidden_size=h,
         num_attention_heads=heads,
         num_key_value_heads=heads,
@@ -95,7 +102,6 @@ def gpt_neox(c: Config) -> Decoder:
         prefix="gpt_neox.layers.",
         tied="gpt_neox.embed_in.weight" if tied else "",
         norm=LAYER_NORM,
-        norm_bias=True,
         qkv=FUSED,
         qkv_bias=bias,
         output_bias=bias,
@@ -138,7 +144,6 @@ def opt(c: Config) -> Decoder:
     tied = c.flag("tie_word_embeddings", True)
     return Decoder(
         causal_lm="OPTForCausalLM",
-        num_layers=layers,
         hidden_size=h,
         num_attention_heads=heads,
         num_key_value_heads=heads,
@@ -159,7 +164,6 @@ def opt(c: Config) -> Decoder:
         prefix=f"{decoder}.layers.",
         tied=f"{decoder}.embed_tokens.weight" if tied else "",
         norm=LAYER_NORM,
-        norm_bias=True,
         qkv=SEPARATE,
         qkv_bias=bias,
         output_bias=bias,
@@ -189,7 +193,6 @@ def bloom(c: Config) -> Decoder:
     tied = c.flag("tie_word_embeddings", True)
     return Decoder(
         causal_lm="BloomForCausalLM",
-        num_layers=layers,
         hidden_size=h,
         num_attention_heads=heads,
         num_key_value_heads=heads,
@@ -207,12 +210,12 @@ def bloom(c: Config) -> Decoder:
         prefix="transformer.h.",
         tied="transformer.word_embeddings.weight" if tied else "",
         norm=LAYER_NORM,
-        norm_bias=True,
         qkv=FUSED,
         qkv_bias=True,
         output_bias=True,
         mlp=PLAIN,
         mlp_bias=True,
+        residual=AFTER_NORM if c.flag("apply_residual_connection_post_layernorm", False) else SEQUENTIAL,
         activation="bloom_gelu",
         windows=(None,) * layers,
         dropout=c.probability("hidden_dropout"),
@@ -247,7 +250,6 @@ def falcon(c: Config) -> Decoder:
     tied = c.flag("tie_word_embeddings", True)
     return Decoder(
         causal_lm="FalconForCausalLM",
-        num_layers=layers,
         hidden_size=h,
         num_attention_heads=heads,
         num_key_value_heads=groups if new else 1 if multi_query else heads,
@@ -262,8 +264,7 @@ def falcon(c: Config) -> Decoder:
         prefix="transformer.h.",
         tied="transformer.word_embeddings.weight" if tied else "",
         norm=LAYER_NORM,
-        norm_bias=True,
-        qkv=FUSED,
+        qkv=GROUPED if new else FUSED,
         qkv_bias=bias,
         output_bias=bias,
         mlp=PLAIN,

@@ -272,7 +272,6 @@ def decoder(
     is_tied = c.flag("tie_word_embeddings", tied)
     return Decoder(
         causal_lm=causal_lm,
-        num_layers=num_layers,
         hidden_size=h,
         num_attention_heads=a,
         num_key_value_heads=key_value_heads,
@@ -286,7 +285,6 @@ def decoder(
         layers=layers or (0,) * num_layers,
         prefix="model.layers.",
         tied="model.embed_tokens.weight" if is_tied else "",
-        norm_bias=norm_bias,
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         output_bias=output_bias,

@@ -9,12 +9,10 @@ from collections import Counter
 from typing import Any
 
 from dsplan.errors import InputError
-from dsplan.families.config import LARGEST_DIMENSION, Config, short
+from dsplan.families.config import LARGEST_DIMENSION, MODULE, Config, short
 from dsplan.families.decoder import Decoder
 from dsplan.families.parameter import Parameter
 
-#: ``model_type`` of such a model file.
-MODULE = "module"
 _FORM = "a list of [name, [sizes], trained]"
 
 
@@ -48,7 +46,6 @@ def module(c: Config) -> Decoder:
     h, v = c.count("hidden_size"), c.count("vocab_size")
     return Decoder(
         causal_lm="a module of your own",
-        num_layers=1,
         hidden_size=h,
         num_attention_heads=1,
         num_key_value_heads=1,

@@ -11,10 +11,13 @@ from dataclasses import replace
 
 from dsplan.errors import InputError
 from dsplan.families.config import Config
-from dsplan.families.decoder import Decoder, Experts
+from dsplan.families.decoder import WIDE_SIGMOID, WIDE_SOFTMAX, Decoder, Experts, Latent
 from dsplan.families.llama import attention, decoder, gated
 from dsplan.families.parameter import Parameter, linear, norm
 
+#: How DeepSeek V2 chooses the experts of a token: of all, or of a few groups.
+_LIMITED = "group_limited_greedy"
+_CHOICES_OF_EXPERTS = ("greedy", _LIMITED)
 #: Experts of one block: the most published are 512.
 MOST_EXPERTS = 65_536
 
@@ -76,7 +79,18 @@ def qwen2_moe(c: Config) -> Decoder:
     )
     return replace(
         found,
-        experts=Experts(num=num, per_token=_per_token(c, num, 4), size=f, module="mlp", shared_size=shared),
+        experts=Experts(
+            num=num,
+            per_token=_per_token(c, num, 4),
+            size=f,
+            module="mlp",
+            shared_size=shared,
+            normalised=c.flag("norm_topk_prob", False),
+        ),
+        windows=tuple(
+            _window(c) if layer % 2 == 0 and layer < c.amount("max_window_layers", 28) else None
+            for layer in range(found.num_layers)
+        ),
     )
 
 
@@ -109,7 +123,14 @@ def qwen3_moe(c: Config) -> Decoder:
     )
     return replace(
         found,
-        experts=Experts(num=num, per_token=_per_token(c, num, 8), size=f, module="mlp"),
+        experts=Experts(
+            num=num,
+            per_token=_per_token(c, num, 8),
+            size=f,
+            module="mlp",
+            normalised=c.flag("norm_topk_prob", False),
+        ),
+        windows=(_window(c),) * found.num_layers,
     )
 
 
@@ -183,12 +204,43 @@ def _deepseek(
         layers=tuple(int(layer < first) for layer in range(layers)),
         rotary_size=rope,
     )
+    second = name == "DeepseekV2"
+    limited = not second or c.name("topk_method", "greedy", _CHOICES_OF_EXPERTS) == _LIMITED
     return replace(
         found,
+        output_bias=bias,
         experts=Experts(
-            num=experts, per_token=_per_token(c, experts, per_token or 1), size=f, module="mlp", shared_size=shared_size
+            num=experts,
+            per_token=_per_token(c, experts, per_token or 1),
+            size=f,
+            module="mlp",
+            shared_size=shared_size,
+            wide_weights=True,
+            router=WIDE_SOFTMAX if second else WIDE_SIGMOID,
+            normalised=not second and c.flag("norm_topk_prob", True),
+            groups=_groups(c, experts, 0 if second else 8) if limited else 0,
+        ),
+        latent=Latent(
+            query_rank=rank_q,
+            rank=rank_kv,
+            plain=nope,
+            rotary=rope,
+            value=value,
+            interleaved=not second and c.flag("rope_interleave", True),
         ),
     )
+
+
+def _groups(c: Config, experts: int, default: int) -> int:
+    """``n_group``: the experts' groups, all of one size.
+
+    Raises:
+        InputError: groups that do not divide the experts, or none where a token is limited to some of them.
+    """
+    found = c.count("n_group", default or None, most=MOST_EXPERTS)
+    if experts % found:
+        raise InputError(f"{c.where}: n_group: {found} is not allowed; it must divide the {experts} experts")
+    return found
 
 
 def _experts(num: int, h: int, f: int) -> tuple[Parameter, ...]:
@@ -197,6 +249,11 @@ def _experts(num: int, h: int, f: int) -> tuple[Parameter, ...]:
         Parameter("mlp.experts.gate_up_proj", (num, 2 * f, h)),
         Parameter("mlp.experts.down_proj", (num, h, f)),
     )
+
+
+def _window(c: Config) -> int | None:
+    """Tokens that a layer with a window sees (configuration_qwen2_moe.py ``__post_init__``); None: no layer has one."""
+    return c.count("sliding_window", 4096) if c.flag("use_sliding_window", False) else None
 
 
 def _norms(h: int) -> tuple[Parameter, ...]:

@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 from dsplan.engine import Engine, Run, engine_for, programs_for
 from dsplan.engine.stage3 import Stage3
+from dsplan.engine.stretches import compress
 from dsplan.kernels import Kernels
 from dsplan.ledger import PAGEABLE, PINNED, Ledger, StepMemory
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
-from dsplan.walk import WalkResult, _compress, _Walk
+from dsplan.walk import Walk, WalkResult
 
 Build = Callable[[Run], Engine]
 
 
-class _Replay(_Walk):
+class _Replay(Walk):
     """dsplan's walk with the engine, and the programs, of a run that DeepSpeed 0.19.8 would not make."""
 
     def __init__(self, run: Run, build: Build) -> None:
@@ -25,12 +26,12 @@ class _Replay(_Walk):
         if run.plan.ddp:
             self.adds_bias = run.model.bias
         cuts = (self.engine.follows_gradients, self.engine.follows_modules)
-        self.embedding = _compress(run.model, self.pieces.embedding, *cuts)
-        self.block = _compress(run.model, self.pieces.block, *cuts)
-        self.head = _compress(run.model, self.pieces.head, True, self.engine.follows_modules)
+        self.embedding = compress(run.model, self.pieces.embedding, *cuts)
+        self.block = compress(run.model, self.pieces.block, *cuts)
+        self.head = compress(run.model, self.pieces.head, True, self.engine.follows_modules)
 
 
-class _Today(_Walk):
+class _Today(Walk):
     """dsplan's walk with today's engine, in which ``build`` has changed something."""
 
     def __init__(self, run: Run, build: Build) -> None:

@@ -11,7 +11,7 @@ from dsplan.dsconfig.formats.target import Emission
 from dsplan.dsconfig.improve import Improvement
 from dsplan.dsconfig.reasons import Reason
 from dsplan.dsconfig.versions import VersionChange
-from dsplan.estimate import DOES_NOT_FIT, Estimate, PlanEstimate
+from dsplan.estimate import DOES_NOT_FIT, TIGHT, Estimate, PlanEstimate
 from dsplan.report.console import print_document, stdout_console
 from dsplan.report.document import SCHEMA_VERSION
 from dsplan.report.improvement import improvement_document, print_improvement
@@ -100,6 +100,8 @@ def print_emitted(emitted: Emitted) -> None:
         console.print(f"Recommended: {emitted.estimate.recommendation_reason}")
     if row.verdict == DOES_NOT_FIT:
         console.print(f"It does not fit: {row.reason}", style="bold red")
+    elif row.verdict == TIGHT:
+        console.print(f"It is tight: {row.reason}")
     console.print(
         f"Predicted: GPU peak {format_bytes(row.device.peak_bytes)} allocated, "
         f"{format_bytes(row.device.device_bytes)} on the device; CPU {format_bytes(row.host.bytes_per_node)} per node."

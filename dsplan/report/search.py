@@ -54,7 +54,7 @@ def print_search(console: Console, result: SearchResult, inferred: str | None = 
             console.print(
                 f"  {other.change}: {other.best.plan.name} with micro batch {size}, {100 * other.gain:+.1f} % tokens/s"
             )
-    origin = "measured" if result.measured else "from data sheets; runner.calibrate measures a machine"
+    origin = "measured" if result.measured else "from data sheets; dsplan verify --calibrate measures this machine"
     console.print(f"\n{result.num_candidates:,} candidates; times by the profile {result.profile}, {origin}.")
 
 

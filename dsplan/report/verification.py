@@ -8,14 +8,18 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from dsplan.comparison import Comparison, Difference
-from dsplan.measurement import STEP_PHASES, Measurement, RankRecord, StepRecord
+from dsplan.measurement import STEP_PHASES, HostRecord, Measurement, RankRecord, StepRecord
 from dsplan.report.dry_run import print_peak, stood_for
 from dsplan.units import MIB, format_bytes
+from dsplan.verdict.heap import REMEDY
 from dsplan.verify_device import CPU
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+#: Of what is resident: what malloc keeps is said from here on.
+MUCH_KEPT = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +235,7 @@ def _footnotes(measurement: Measurement, comparison: Comparison | None) -> Itera
         )
     elif dry_run is None:
         yield "All: peak resident memory over what was resident before the model."
+        yield from _kept(measurement.worst_rank.host)
     else:
         resident = "; measured: resident" if comparison is not None and comparison.against is not None else ""
         yield (
@@ -249,6 +254,13 @@ def _footnotes(measurement: Measurement, comparison: Comparison | None) -> Itera
     ]
     if parts:
         yield f"Device at most: {', '.join(parts)}."
+
+
+def _kept(host: HostRecord) -> Iterator[str]:
+    """What to do about memory that was freed and that malloc keeps, where it is much of what is resident."""
+    kept, resident = host.heap_free_bytes or 0, host.rss_bytes
+    if kept > MUCH_KEPT * resident:
+        yield f"Of it malloc keeps {format_bytes(kept)} that were freed; {REMEDY} in the environment gives them back."
 
 
 def _mib(*sizes: int) -> tuple[str, ...]:

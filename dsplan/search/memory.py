@@ -60,8 +60,10 @@ def weigh(model: ModelShape, plan: Plan, cluster: Cluster) -> Weight:
     highest = max(result.steps, key=_peak)
     overhead = overhead_of(model, plan, accelerator, cluster.world_size, result.pinned_bytes)
     host = cluster.gpus_per_node * (PROCESS_HOST_BYTES + result.host_bytes)
-    moment = f"{highest.peak_phase}, {highest.phases[highest.peak_phase].peak_moment}"
-    return _judged(cluster, (highest.name, highest.peak_phase, highest.peak_bytes), overhead, host, moment)
+    phase = highest.peak_phase
+    peak = highest.phases[phase]
+    moment = f"{phase}, {peak.peak_moment}"
+    return _judged(cluster, (highest.name, phase, peak.peak_bytes), overhead, host, moment)
 
 
 def _judged(cluster: Cluster, peak: tuple[str, str, int], overhead: int, host: int, moment: str) -> Weight:

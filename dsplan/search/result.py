@@ -67,7 +67,8 @@ class SearchResult:
 
     Attributes:
         winner: None when nothing fits.
-        runners_up: the best of the other strategies, best first.
+        runners_up: the best of the other strategies, best first, at most three.
+        ranked: the best of every strategy that fits, best first; memory only where it was asked for.
         front: no other candidate is both faster and smaller; smallest first.
         num_candidates: how many were looked at.
     """
@@ -77,6 +78,7 @@ class SearchResult:
     objective: str
     winner: Candidate | None
     runners_up: tuple[Candidate, ...]
+    ranked: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
     rejected: tuple[Rejected, ...]
     what_if: tuple[WhatIf, ...]

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dsplan.errors import InputError, choice
-from dsplan.estimate import estimate
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
+from dsplan.search.closely import lives, reconsidered
 from dsplan.search.memory import Weight, largest_terms, weigh
 from dsplan.search.pareto import front
 from dsplan.search.result import OBJECTIVES, Candidate, Rejected, SearchResult, WhatIf
@@ -23,7 +23,6 @@ from dsplan.search.space import accumulations, check_global_batch, micro_batches
 from dsplan.timing.profile import Profile
 from dsplan.timing.rates import Machine, machine
 from dsplan.timing.step_time import step_time
-from dsplan.verdict.judge import FITS
 
 #: Faster variations of a strategy that are walked, at most; and what "faster" is worth a walk.
 _WALKED, _WORTH = 3, 1.002
@@ -55,7 +54,7 @@ def search(
         model: what is trained.
         plans: the strategies (:func:`dsplan.strategies.standard_plans`), batch sizes apart.
         cluster: the machines; they must name a device.
-        profile: measured rates; None takes the shipped ones, scaled by data sheets.
+        profile: measured rates; None takes those that ship for the device, else its data sheet's.
         objective: ``speed`` (tokens a second), ``headroom`` (free device memory) or ``cost`` (device-seconds a token,
             also on fewer devices).
         global_batch_size: samples of one step of all ranks; accumulation makes it up. None: any, and accumulation
@@ -64,8 +63,8 @@ def search(
         headroom_bytes: device memory that has to stay free beyond what ``fits`` allows for.
         vary: also vary buckets and thresholds.
         what_if: also ask what one more device or more host memory would allow.
-        closely: also have the winner replayed in the allocator (``dsplan estimate``'s verdict), and pass over what that
-            does not call ``fits``; takes seconds for a deep model.
+        closely: also have the replay of the allocator judge (``dsplan estimate``'s verdict): what would be faster and
+            only the bound on fragmentation refuses, and the winner; takes seconds for a deep model.
         on_progress: called with (strategies done, strategies in all).
 
     Raises:
@@ -84,7 +83,7 @@ def search(
     fewer = _fewer(cluster) if objective == "cost" and global_batch_size is None else ()
     found = one.on(cluster, on_progress)
     if closely:
-        one.confirm(found, objective)
+        one.confirm(found, objective, cluster)
     best = {candidate.plan.name: candidate for candidate in one.best_of(found, objective)}
     for smaller_cluster in fewer:
         for candidate in one.best_of(one.on(smaller_cluster), objective):
@@ -99,11 +98,12 @@ def search(
         objective=objective,
         winner=winner,
         runners_up=tuple(one.weighed(candidate) for candidate in ordered[1:4]),
+        ranked=tuple(ordered),
         front=one.front(found),
         rejected=one.rejected(found.strategies, ordered, cluster),
         what_if=one.what_if(found, cluster, winner) if what_if else (),
         num_candidates=one.num_candidates,
-        profile=of.profile.name,
+        profile=of.profile.description,
         measured=of.measured,
     )
 
@@ -245,12 +245,21 @@ class _Search:
             return candidate
         return _with(candidate, self.weigh(candidate.plan, candidate.cluster))
 
-    def confirm(self, found: _Found, objective: str) -> None:
-        """Drop candidates, best first, until the best is one that the replay of the allocator says fits."""
+    def confirm(self, found: _Found, objective: str, cluster: Cluster) -> None:
+        """Have the replay of the allocator judge: add what only the bound refuses, drop the best until one lives."""
+        if objective != "headroom":
+            more = reconsidered(
+                self.model,
+                self.plans,
+                [size for size in self.sizes if any(self.steps(plan, size, cluster) for plan in self.plans)],
+                weight=lambda plan, size: self.weight(plan, size, cluster),
+                timed=lambda plan, size: self.timed(plan, size, cluster),
+                best=max((one.tokens_per_s for one in found.candidates), default=0.0),
+            )
+            found.candidates.extend(self.weighed(one) for one in more)
         while found.candidates:
             best = min(self.best_of(found, objective), key=lambda one: _rank(one, objective))
-            (row,) = estimate(self.model, [best.plan], best.cluster, ladder=False).plans
-            if row.verdict == FITS:
+            if lives(self.model, best):
                 return
             found.candidates[:] = [one for one in found.candidates if one.plan != best.plan]
 

@@ -12,7 +12,6 @@ from dsplan.hardware import Accelerator, Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.search.memory import Weight, weigh
-from dsplan.search.space import with_batch
 from dsplan.timing.profile import Profile
 from dsplan.timing.rates import Machine, machine
 from dsplan.timing.step_time import StepTime, step_time
@@ -59,20 +58,30 @@ def sweep(
         raise InputError(
             f"sequence_length: {longest} tokens are more than the model's {model.max_position_embeddings} positions"
         )
-    grid = list(product(accelerators, gpus, sequence_lengths, micro_batch_sizes, plans))
-    machines = {device.name: _machine(device, profile) if timed else None for device in accelerators}
-    for index, (device, count, length, size, plan) in enumerate(grid):
+    for device in accelerators:
         if device.usable_bytes is None:
             raise InputError(f"accelerator: {device.name} has no memory of its own; it cannot be swept")
+    machines = {device.name: _machine(device, profile) if timed else None for device in accelerators}
+    batches = list(product(sequence_lengths, micro_batch_sizes, plans))
+    batched = [_with_batch(plan, length, size) for length, size, plan in batches]
+    done, total = 0, len(accelerators) * len(gpus) * len(batches)
+    for device, count in product(accelerators, gpus):
         on = replace(cluster, accelerator=device, gpus_per_node=count)
-        tried = with_batch(plan, size, plan.workload.gradient_accumulation_steps)
-        tried = replace(tried, workload=replace(tried.workload, sequence_length=length))
-        tried = replace(tried, zero=tuned(tried.zero, model, world_size=on.world_size))
         of = machines[device.name]
-        time = None if of is None else step_time(model, tried, on, of)
-        yield Point(plan=tried, cluster=on, weight=weigh(model, tried, on), time=time)
-        if on_progress is not None:
-            on_progress(index + 1, len(grid))
+        zeros = {id(plan): tuned(plan.zero, model, world_size=on.world_size) for plan in plans}
+        for (_, _, plan), asked in zip(batches, batched, strict=True):
+            zero = zeros[id(plan)]
+            tried = asked if zero == asked.zero else replace(asked, zero=zero)
+            time = None if of is None else step_time(model, tried, on, of)
+            yield Point(plan=tried, cluster=on, weight=weigh(model, tried, on), time=time)
+            done += 1
+            if on_progress is not None:
+                on_progress(done, total)
+
+
+def _with_batch(plan: Plan, sequence_length: int, micro_batch_size: int) -> Plan:
+    workload = replace(plan.workload, sequence_length=sequence_length, micro_batch_size=micro_batch_size)
+    return replace(plan, workload=workload)
 
 
 def _machine(device: Accelerator, profile: Profile | None) -> Machine | None:

@@ -56,6 +56,7 @@ def run_calibration(
     options += [] if name is None else ["--name", name]
     options += [] if nvme_path is None else ["--nvme-path", str(nvme_path.absolute())]
     env = {**os.environ, "PYTHONPATH": pythonpath(("dsplan", "runner"), os.environ.get("PYTHONPATH", ""))}
+    env["DSPLAN_PARENT_PID"] = str(os.getpid())  # the measurement ends itself when this process is gone
     with (
         tempfile.TemporaryDirectory() as folder,  # the current folder may hold a runner of its own
         subprocess.Popen(

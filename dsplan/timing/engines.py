@@ -38,6 +38,7 @@ class Work:
         overlaps: collectives run beside the passes.
         gather_forward_s, gather_backward_s: parameters brought together for a pass (stage 3).
         reduce_s: one reduction of all gradients.
+        reduce_kernels_s: what the device copies and divides for it, which no other stream hides: both want its memory.
         reduces_every_micro_batch: or at the boundary only.
         gradient_kernels_s: copies and casts of gradients within a backward pass.
         host_gradients_s: fp32 gradients on their way to the host at the boundary.
@@ -54,6 +55,7 @@ class Work:
     gather_forward_s: float = 0.0
     gather_backward_s: float = 0.0
     reduce_s: float = 0.0
+    reduce_kernels_s: float = 0.0
     reduces_every_micro_batch: bool = False
     gradient_kernels_s: float = 0.0
     host_gradients_s: float = 0.0
@@ -69,6 +71,11 @@ class Work:
     def gradient_s(self, *, boundary: bool) -> float:
         """Seconds of reducing the gradients after one micro batch."""
         return self.reduce_s if boundary or self.reduces_every_micro_batch else 0.0
+
+    def kernels_s(self, *, boundary: bool) -> float:
+        """Seconds of what the device copies of the gradients of one micro batch."""
+        reduces = boundary or self.reduces_every_micro_batch
+        return self.gradient_kernels_s + (self.reduce_kernels_s if reduces else 0.0)
 
     def host_copies_s(self, micro_batches: int) -> float:
         """Seconds of copying gradients to the host and back over a step.
@@ -122,6 +129,8 @@ class _Engine:
 
     def send(self, operator: str, elements: float, bucket: float) -> float:
         """Seconds of a collective over ``elements`` in buckets of ``bucket``."""
+        if elements <= 0:  # stage 3 of a small model: every parameter stays whole on every rank
+            return 0.0
         bucket = min(max(bucket, 1), elements)
         one = collective(self.profile, self.machine.links, self.cluster, operator, bucket * self.e)
         return elements / bucket * one
@@ -175,12 +184,13 @@ class _Engine:
         into_bucket = self.kernel("copy", self.psi) if zero.contiguous_gradients and every else 0.0
         # gradient_reduction: flatten, divide; the rank's own part is copied out
         reduction = self.kernel("copy", self.psi) + self.kernel("scale", self.psi) + self.kernel("copy", self.own)
-        reduce_s = self.send("all_reduce", self.psi, zero.reduce_bucket_size) + reduction
+        reduce_s = self.send("all_reduce", self.psi, zero.reduce_bucket_size)
         gather = self.send("all_gather", self.psi, zero.allgather_bucket_size)
         if not zero.offloads_optimizer:
             return Work(
                 overlaps=zero.overlaps_communication,
                 reduce_s=reduce_s,
+                reduce_kernels_s=reduction,
                 reduces_every_micro_batch=every,
                 gradient_kernels_s=into_bucket,
                 norm_s=self.kernel("norm", self.own),
@@ -192,6 +202,7 @@ class _Engine:
         return Work(
             overlaps=zero.overlaps_communication,
             reduce_s=reduce_s,
+            reduce_kernels_s=reduction,
             reduces_every_micro_batch=True,
             gradient_kernels_s=into_bucket + self.kernel("cast", self.own),
             host_gradients_s=self.profile.copy("to_host", 4 * self.own, pinned=pinned),

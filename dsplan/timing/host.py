@@ -2,7 +2,9 @@
 
 A row of the profile is the time of a phase at one depth; two depths give the time of a block and of the rest.
 Hooks differ by stage, operators by attention, activation and recomputation; what was not measured in combination
-is the sum of the differences.
+is the sum of the differences. What else happens on a machine makes a measurement longer, never shorter: where several
+rows measure the same, the shortest counts. Stages 0 to 2 leave the forward pass and its recomputation to the model
+(deepspeed/runtime/engine.py, DeepSpeedEngine.forward); stage 3 has hooks around every module.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from dsplan.timing.profile import Profile
 PHASES = ("forward_s", "backward_s", "step_s")
 #: The operators that every strategy was measured with.
 _BASE = ("sdpa", "gelu")
+#: Strategies whose forward pass is the model's alone.
+_PLAIN = ("zero0", "zero1", "zero2", "zero2-offload")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +72,12 @@ def _host_times(profile: Profile, model: ModelShape, strategy: str, recomputes: 
                     extra -= _of(profile, "zero0", False, _BASE, each, layers, 1)
         if recomputes:
             resident = strategy.partition("-")[0]
-            extra += _of(profile, resident, True, _BASE, phase, layers, 1)
-            extra -= _of(profile, resident, False, _BASE, phase, layers, 1)
+            alike = _PLAIN[:3] if resident in _PLAIN else (resident,)
+            extra += min(
+                _of(profile, one, True, _BASE, phase, layers, 1) - _of(profile, one, False, _BASE, phase, layers, 1)
+                for one in alike
+                if one == resident or _recomputed(profile, one)
+            )
         return max(base + extra, 0.0)
 
     forward, backward, step = (one(phase) for phase in PHASES)
@@ -79,6 +87,13 @@ def _host_times(profile: Profile, model: ModelShape, strategy: str, recomputes: 
 def _has(profile: Profile, operators: tuple[str, str]) -> bool:
     """Whether other operators than the base's were measured; a nominal profile does not tell them apart."""
     return any((row["attention"], row["activation"]) == operators for row in profile.document["engine"])
+
+
+def _recomputed(profile: Profile, strategy: str) -> bool:
+    """Whether the strategy was measured with recomputation, at two depths."""
+    rows = profile.document["engine"]
+    found = [row for row in rows if row["strategy"] == strategy and row["checkpointing"] != "none"]
+    return len(found) > 1
 
 
 def _of(
@@ -91,10 +106,11 @@ def _of(
     world_size: int,
 ) -> float:
     """Seconds at a depth, on the line through the two measured depths; of several ranks if that was measured."""
+    alike = _PLAIN if phase == "forward_s" and strategy in _PLAIN else (strategy,)
     rows = [
         row
         for row in profile.document["engine"]
-        if row["strategy"] == strategy
+        if row["strategy"] in alike
         and (row["checkpointing"] != "none") == recomputes
         and (row["attention"], row["activation"]) == operators
     ]
@@ -104,10 +120,7 @@ def _of(
         if "-" in strategy:  # too short a calibration: the hooks of the same stage without offload
             return _of(profile, strategy.rpartition("-")[0], recomputes, operators, phase, layers, world_size)
         raise InputError(f"profile {profile.name}: it lacks the engine's times for {strategy}; calibrate again")
-    first, last = min(chosen, key=_depth), max(chosen, key=_depth)
-    slope = max(0.0, (last[phase] - first[phase]) / (last["num_layers"] - first["num_layers"]))
-    return float(max(first[phase] + slope * (layers - first["num_layers"]), 0.0))
-
-
-def _depth(row: dict[str, int]) -> int:
-    return row["num_layers"]
+    shallow, deep = min(row["num_layers"] for row in chosen), max(row["num_layers"] for row in chosen)
+    first, last = (min(row[phase] for row in chosen if row["num_layers"] == depth) for depth in (shallow, deep))
+    slope = max(0.0, (last - first) / (deep - shallow)) if deep > shallow else 0.0
+    return float(max(first + slope * (layers - shallow), 0.0))

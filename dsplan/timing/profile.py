@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from dsplan.errors import InputError
 from dsplan.records import read_record
-from dsplan.timing.grid import Grid, Line
+from dsplan.timing.grid import Grid, Line, of_the_device
 
 _T = TypeVar("_T")
 
@@ -34,6 +34,26 @@ class Profile:
     _cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
+    def measured(self) -> bool:
+        """Whether it was measured, and is not made of data sheets."""
+        return "versions" in self.document
+
+    @property
+    def asked(self) -> bool:
+        """Whether small sizes were paced by the host that asked for them: on a device of its own."""
+        return self.measured and bool(self.document["device"]["kind"] != "cpu")
+
+    @property
+    def description(self) -> str:
+        """The name, and of a measured profile where, when and with what it was measured."""
+        if not self.measured:
+            return self.name
+        document = self.document
+        count = f"{document['gpus']} x " if document["gpus"] > 1 else ""
+        versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+        return f"{self.name} ({count}{self.label}, {document['created'][:10]}; {versions or 'versions unknown'})"
+
+    @property
     def launch_s(self) -> float:
         """Host seconds to ask for one operator."""
         return float(self.document["launch"][0]["seconds"])
@@ -45,17 +65,33 @@ class Profile:
 
     def _linear(self, dtype: str, tokens: int, inputs: int, outputs: int) -> tuple[float, float, float]:
         dtype = self._measured_dtype("linear", dtype)
-        odd = dtype != "fp32" and (inputs % _ALIGNED or outputs % _ALIGNED)
-        grids = self._linear_grids(dtype, bool(odd))
-        forward, grad_input, grad_weight = (grid.at(tokens, inputs, outputs) for grid in grids)
-        return forward, grad_input, grad_weight
+        aligned = self._linear_grids(dtype, odd=False)
+        forward, grad_input, grad_weight = (grid.at(tokens, inputs, outputs) for grid in aligned)
+        if dtype == "fp32" or not (inputs % _ALIGNED or outputs % _ALIGNED):
+            return forward, grad_input, grad_weight
+        # Measured with one odd width only: what that costs is carried over to others as a ratio.
+        odd = self._linear_grids(dtype, odd=True)
+        width = self.once(("odd width", dtype), partial(self._odd_width, dtype))
+        if width is None:
+            return forward, grad_input, grad_weight
+        other = inputs if outputs % _ALIGNED else outputs
+        factors = [
+            max(1.0, one.at(tokens, other, width) / even.at(tokens, other, width))
+            for one, even in zip(odd, aligned, strict=True)
+        ]
+        return forward * factors[0], grad_input * factors[1], grad_weight * factors[2]
 
-    def _linear_grids(self, dtype: str, odd: bool) -> list[Grid]:
+    def _odd_width(self, dtype: str) -> int | None:
+        """The outputs, divided by no power of two, that the linear layer was measured with; None: with none."""
+        rows = (row["outputs"] for row in self.document["linear"] if row["dtype"] == dtype)
+        return next((outputs for outputs in rows if outputs % _ALIGNED), None)
+
+    def _linear_grids(self, dtype: str, *, odd: bool) -> list[Grid]:
         def make() -> list[Grid]:
             rows = [row for row in self.document["linear"] if row["dtype"] == dtype]
             chosen = [row for row in rows if bool(row["outputs"] % _ALIGNED) == odd] or rows
             return [
-                Grid({(row["tokens"], row["inputs"], row["outputs"]): row[name] for row in chosen})
+                Grid({(row["tokens"], row["inputs"], row["outputs"]): row[name] for row in chosen}, asked=self.asked)
                 for name in ("forward_s", "grad_input_s", "grad_weight_s")
             ]
 
@@ -80,8 +116,11 @@ class Profile:
                 for row in self.document["fused_attention"]
                 if row["dtype"] == dtype and (row["dropout"] > 0) == dropout
             ]
+            times = {(row["batch"], row["rows"], row["width"]): row[name] for row in rows_}
+            if self.asked:
+                times = of_the_device(times, lambda sizes: sizes[0] * sizes[1] ** 2 * sizes[2])
             # The work of attention grows with the square of the rows: the grid holds them twice.
-            return Grid({(row["batch"], row["rows"], row["width"]): row[name] / row["rows"] for row in rows_})
+            return Grid({sizes: seconds / sizes[1] for sizes, seconds in times.items()}, scales=self.asked)
 
         forward, backward = (
             self.once(("fused", name, dtype, dropout), partial(grid, name)).at(batch, rows, width) * rows
@@ -99,7 +138,7 @@ class Profile:
             if not points:
                 known = {row["operator"] for row in rows}
                 raise InputError(f"profile {self.name}: it lacks the operator {operator}; it has {sorted(known)}")
-            return Line(points)
+            return Line(points, asked=self.asked)
 
         return self.once(("elementwise", operator, dtype), make).at(elements)
 
@@ -108,7 +147,8 @@ class Profile:
         rows = self.document["optimizer"]
         if not rows:  # a profile of a CPU: the step is the host's
             return self.host("cpu_adam", elements)
-        line = self.once("update", lambda: Line([(row["elements"], row["seconds"]) for row in rows]))
+        points = [(row["elements"], row["seconds"]) for row in rows]
+        line = self.once("update", lambda: Line(points, asked=self.asked))
         return line.at(elements)
 
     def copy(self, direction: str, size: float, *, pinned: bool) -> float:
@@ -142,7 +182,7 @@ class Profile:
     def _grid(self, table: str, name: str, dtype: str) -> Grid:
         def make() -> Grid:
             rows = [row for row in self.document[table] if row["dtype"] == dtype]
-            return Grid({(row["batch"], row["rows"], row["width"]): row[name] for row in rows})
+            return Grid({(row["batch"], row["rows"], row["width"]): row[name] for row in rows}, asked=self.asked)
 
         return self.once((table, name, dtype), make)
 
@@ -169,5 +209,9 @@ def read_profile(path: Path | str) -> Profile:
     Raises:
         InputError: it cannot be read or is not a profile (file and key are named).
     """
-    document = read_record(path, "profile")
+    return profile_of(read_record(path, "profile"))
+
+
+def profile_of(document: Mapping[str, Any]) -> Profile:
+    """The profile in a document that is valid under ``schemas/profile.schema.json``."""
     return Profile(name=document["name"], label=document["device"]["name"], document=document)

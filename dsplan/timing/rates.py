@@ -9,6 +9,7 @@ from dsplan.errors import InputError
 from dsplan.hardware import Accelerator
 from dsplan.timing.nominal import catalogue, nominal
 from dsplan.timing.profile import Profile
+from dsplan.timing.profiles import DATA_SHEETS, shipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class Machine:
     @property
     def measured(self) -> bool:
         """Whether the profile was measured, and is not made of data sheets."""
-        return "versions" in self.profile.document
+        return self.profile.measured
 
     def peak_flops(self, precision: str) -> float | None:
         """Of the data sheet; None for a device without one."""
@@ -80,21 +81,27 @@ def machine(accelerator: Accelerator, profile: Profile | None = None) -> Machine
 
     Args:
         accelerator: the device that runs.
-        profile: measured on such a device; None takes the nominal one (:mod:`dsplan.timing.nominal`).
+        profile: measured on such a device; None takes the one that ships (:mod:`dsplan.timing.profiles`), else the
+            nominal one (:mod:`dsplan.timing.nominal`). DATA_SHEETS takes the nominal one in any case.
 
     Raises:
         InputError: neither a profile nor a data sheet is known for the device.
     """
     rates = catalogued().get(accelerator.name)
+    sheets = profile is DATA_SHEETS
+    if sheets:
+        profile = None
     if rates is None:
         if profile is None:
             known = ", ".join(catalogued())
             raise InputError(
-                f"step time: no rates are known of {accelerator.name}; give a profile (--profile) or one of {known}"
+                f"step time: no rates are known of {accelerator.name}; give a profile (--profile; dsplan verify "
+                f"--calibrate measures one) or one of {known}"
             )
         links = Links(within_bytes_per_s=1e9, between_bytes_per_s=1e9, nvlink=False)
         return Machine(profile=profile, links=links, rates=None)
-    return Machine(profile=profile or nominal(rates.name), links=_links(rates), rates=rates)
+    found = profile or (None if sheets else shipped(rates.name)) or nominal(rates.name)
+    return Machine(profile=found, links=_links(rates), rates=rates)
 
 
 def _links(rates: Rates) -> Links:

@@ -77,7 +77,7 @@ def step_time(model: ModelShape, plan: Plan, cluster: Cluster, machine: Machine)
         first = _beside(max(host.forward, forward), work.gather_forward_s, work.overlaps)
         gradients = work.gradient_s(boundary=boundary)
         second = _beside(
-            backward + recomputed + work.gradient_kernels_s,
+            backward + recomputed + work.kernels_s(boundary=boundary),
             work.gather_backward_s + gradients,
             work.overlaps,
         )
@@ -97,7 +97,8 @@ def step_time(model: ModelShape, plan: Plan, cluster: Cluster, machine: Machine)
     parts = {
         "matrix products": micro_batches * products,
         "memory-bound kernels": micro_batches * (forward + backward + recomputed - products)
-        + micro_batches * work.gradient_kernels_s,
+        + work.kernels_s(boundary=True)
+        + (micro_batches - 1) * work.kernels_s(boundary=False),
         "communication": micro_batches * (work.gather_forward_s + work.gather_backward_s)
         + boundaries
         + work.gather_update_s,

@@ -14,6 +14,8 @@ from itertools import accumulate
 from dsplan.engine.coordinator import Change, Coordinator, Mark, Module
 from dsplan.engine.gathering import MICRO_BATCHES
 from dsplan.engine.gathering import marks_and_saving as marks_of
+from dsplan.engine.leaves import LeafCoordinator, leaf_of
+from dsplan.engine.secondary import SecondaryCoordinator
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
 from dsplan.workload import Workload
@@ -45,6 +47,10 @@ class _Listener(Coordinator):
         self.calls.append([])
         return super().gather_persistent()
 
+    def invalidate(self) -> int:
+        self.calls.append([])
+        return super().invalidate()
+
     def _forget(self, module: Module, position: int) -> None:
         self._forgetting = [self.detached[parameter] for parameter in module.saved if parameter in self.detached]
         super()._forget(module, position)
@@ -56,6 +62,14 @@ class _Listener(Coordinator):
         elif size:
             self.calls[-1].append(size)
         super()._change(size)
+
+
+class _SecondaryListener(_Listener, SecondaryCoordinator):
+    """The same where a rank keeps secondary partitions."""
+
+
+class _LeafListener(_Listener, LeafCoordinator):
+    """The same where some modules are fetched whole."""
 
 
 class _Heard(list[Mark]):
@@ -77,8 +91,9 @@ def gathers(
     """The changes of ``num_steps`` steps in the order in which the walk's stage 3 asks for them.
 
     A hook that changes nothing is left out. One that takes as much as it gave back just before is not heard either: its
-    changes go with the next one's. The end of a backward pass, the release before the update and the
-    gathering after it are always there. ``num_steps`` are those of :func:`dsplan.engine.gathering.gather_steps`.
+    changes go with the next one's. The end of a backward pass, the release before the update, the gathering after it
+    and what is forgotten then are always there. ``num_steps`` are those of
+    :func:`dsplan.engine.gathering.gather_steps`.
     """
     hooks = Workload(
         sequence_length=1, precision=workload.precision, activation_checkpointing=workload.activation_checkpointing
@@ -99,7 +114,9 @@ def _gathers(
     num_steps: int,
 ) -> tuple[Changes, ...]:
     marks, saving = marks_of(model, hooks, kernels, saves_weights=not zero.memory_efficient_linear)
-    listener = _Listener(model, zero, world_size, hooks.element_bytes, kernels)
+    kind: type[_Listener] = _LeafListener if leaf_of(model) else _Listener
+    kind = _SecondaryListener if zero.zero_hpz_partition_size > 1 else kind
+    listener = kind(model, zero, world_size, hooks.element_bytes, kernels)
     found: list[Changes] = []
     for _ in range(num_steps):
         for _ in range(micro_batches):
@@ -118,5 +135,6 @@ def _gathers(
         listener.calls = []
         listener.partition_all()
         listener.gather_persistent()
+        listener.invalidate()
         found += [tuple(call) for call in listener.calls]
     return tuple(found)

@@ -48,11 +48,24 @@ class DeviceEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostEstimate:
-    """Host memory: per rank pinned and pageable (peak bytes), and the total of a node."""
+    """Host memory in bytes, at its peak.
+
+    Attributes:
+        pinned_bytes, pageable_bytes: of a rank.
+        bytes_per_node: of all ranks of a node with their processes, as expected.
+        bound_bytes_per_node: the same with what malloc may keep of a model that was built on the host.
+        kept_bytes: what it may keep of a rank's.
+        locked_bytes: what a rank locks with mlock(2), outside what CUDA pins.
+        disk_bytes_per_node: folders that are swapped to (``nvme_path``), and the bytes of the files there.
+    """
 
     pinned_bytes: int
     pageable_bytes: int
     bytes_per_node: int
+    bound_bytes_per_node: int = 0
+    kept_bytes: int = 0
+    locked_bytes: int = 0
+    disk_bytes_per_node: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from dsplan.units import round_up
 from dsplan.verdict.gathers import Changes, gathers
 from dsplan.verdict.operations import EMPTY_CACHE, RELEASE, Moment, Trace
 from dsplan.verdict.requests import Numbered, Release, Request
-from dsplan.walk import _Walk as Walk
+from dsplan.walk import Walk
 
 #: Steps that are walked from the first one on that all later ones repeat: what one leaves to the next shows then.
 WALKED = 3

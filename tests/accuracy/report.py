@@ -185,5 +185,6 @@ _KNOWN_MISSES = """### What the formulas are known to miss
   under by 26 MiB.
 - Tensors of 10 MiB and more count the segment they get; which block a smaller one gets, or a large one once memory has
   been freed, only a replay of the allocator can say: up to 1 MiB for each tensor.
-- More than four ranks, several nodes and cards other than the H200 have not been measured.
+- Eight ranks have been measured once, on two cards (453M-z2-n8-on2, tests/data/shared_records.json); several nodes and
+  cards other than the H200 have not.
 """

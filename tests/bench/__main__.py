@@ -18,14 +18,20 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from dsplan.catalogue import accelerator, preset
 from dsplan.errors import EXIT_OK, EXIT_RUN_FAILED, RunError
+from dsplan.hardware import Cluster
 from dsplan.kernels import Kernels
+from dsplan.search.sweep import sweep
+from dsplan.strategies import standard_plans
 from dsplan.walk import walk
+from dsplan.workload import Workload
 from tests.baselines import largest_layer_parameters
 from tests.bench.speeds import SPEEDS, Speed, read_speeds, readable, write_speeds
 from tests.bench.subjects import DEEP, STAGES, forget, plan_of
 
-REPEATS, COMMAND_REPEATS = 20, 3
+REPEATS, COMMAND_REPEATS, SWEEP_REPEATS = 20, 3, 5
+SWEEP_PLANS_A_SECOND = 5000
 RANKS = (8, 1024)
 #: What was asked of a plan, by stage.
 TARGETS = {0: 1e-3, 1: 1e-3, 2: 1e-3, 3: 5e-3}
@@ -52,6 +58,19 @@ def _plan(what: str, stage: int, ranks: int, *, cached: bool) -> Speed:
         walk(DEEP, plan, ranks, Kernels())
         times.append(time.process_time() - started)
     return Speed(what=what, seconds=min(times), repeats=REPEATS, target_seconds=TARGETS[stage])
+
+
+def _sweep(what: str) -> Speed:
+    """A plan of a sweep with its step time: nothing is cached when the sweep begins."""
+    model, plans = preset("gpt2"), [plan for plan in standard_plans(preset("gpt2"), Workload()) if plan.zero.stage < 3]
+    cards, times = [accelerator("a100-40gb"), accelerator("h100")], []
+    grid = {"gpus": [1, 2, 4, 8], "micro_batch_sizes": [1, 2, 4, 8, 16, 32], "sequence_lengths": [128, 256, 512, 1024]}
+    for _ in range(SWEEP_REPEATS):
+        forget()
+        started = time.process_time()
+        points = list(sweep(model, plans, Cluster(accelerator=cards[0], gpus_per_node=8), accelerators=cards, **grid))
+        times.append((time.process_time() - started) / len(points))
+    return Speed(what=what, seconds=min(times), repeats=SWEEP_REPEATS, target_seconds=1 / SWEEP_PLANS_A_SECOND)
 
 
 def _arithmetic(what: str, stage: int) -> Speed:
@@ -111,6 +130,7 @@ SUBJECTS: Mapping[str, Callable[[], Speed]] = {
             f"`dsplan`, a plan again, stage {stage}, 64 ranks": partial(_plan, stage=stage, ranks=64, cached=True)
             for stage in STAGES
         },
+        "`dsplan sweep`, a plan of stages 0 to 2 with its step time": _sweep,
         **{f"DeepSpeed's estimator, stage {stage}, imported": partial(_arithmetic, stage=stage) for stage in (2, 3)},
         "`dsplan estimate`, the whole command, 16 plans": lambda what: _command(what, *_ESTIMATE),
         "DeepSpeed's estimator, its import": lambda what: _command(what, "-c", _IMPORT),

@@ -355,8 +355,8 @@ def test_auto_stays_auto(tmp_path: Path) -> None:
 
 def test_what_cannot_be_estimated_is_named(tmp_path: Path) -> None:
     case = Case(tmp_path, cluster(80 * GIB))
-    with pytest.raises(InputError, match=r"mine.json: not modelled yet.*zero_hpz_partition_size = 2"):
-        case.improve(zero(stage=3, zero_hpz_partition_size=2))
+    with pytest.raises(InputError, match=r"mine.json: not modelled yet.*zero_quantized_weights = True"):
+        case.improve(zero(stage=3, zero_quantized_weights=True))
     with pytest.raises(InputError, match=r"zero_optimization.stagee: unknown key; did you mean stage"):
         case.improve(zero(stagee=3))
 

@@ -11,6 +11,7 @@ import pytest
 from dsplan.dsconfig.read import DsConfig, read_ds_config
 from dsplan.dsconfig.removed import REMOVED_KEYS
 from dsplan.errors import InputError
+from dsplan.workload import CheckpointOptions
 from dsplan.zero import OffloadOptimizer, OffloadParam, ZeroConfig
 
 SMALLEST: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW"}}
@@ -291,17 +292,32 @@ NOT_MODELLED: dict[str, dict[str, Any]] = {
     "data_types.buffer_dtype": {"data_types": {"buffer_dtype": "bf16"}},
     "data_types.keep_in_fp32_modules": {"data_types": {"keep_in_fp32_modules": ["ln"]}},
     "grad_accum_dtype at stage 0": {**BF16, "data_types": {"grad_accum_dtype": "fp32"}},
-    "grad_accum_dtype at stage 1": {
-        "fp16": {"enabled": True},
+    "grad_accum_dtype with Adagrad": {
+        **BF16,
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {"stage": 1},
+        "optimizer": {"type": "Adagrad"},
     },
-    "torch_autocast.enabled": {"torch_autocast": {"enabled": True}},
+    "torch_autocast without a dtype": {"torch_autocast": {"enabled": True}},
+    "torch_autocast in bf16": {**BF16, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+    "torch_autocast and lower_precision_safe_modules": {
+        "torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["torch.nn.Linear"]}
+    },
+    "torch_autocast and communication_data_type": {
+        "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
+        "communication_data_type": "bf16",
+    },
+    "torch_autocast with torch's linear layer": {
+        "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
+        "zero_optimization": {"stage": 3, "memory_efficient_linear": False},
+    },
     "bf16.bf16_master_weights_and_grads": {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}},
     "bf16.bf16_optimizer_states": {"bfloat16": {"enabled": True, "bf16_optimizer_states": True}},
     "bf16.check_grad_overflow": {"bf16": {"enabled": True, "check_grad_overflow": False}},
     "fp16.fp16_master_weights_and_grads": {"fp16": {"enabled": True, "fp16_master_weights_and_grads": True}},
-    "zero_hpz_partition_size": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}},
+    "zero_hpz_partition_size": {
+        "zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2, "offload_param": {"device": "cpu"}}
+    },
     "zero_quantized_weights": {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
     "zero_quantized_gradients": {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}},
     "zenflow": {"zero_optimization": {"stage": 2, "zenflow": {}}},
@@ -314,9 +330,6 @@ NOT_MODELLED: dict[str, dict[str, Any]] = {
     "allgather_sequential": {"zero_optimization": {"stage": 3, "allgather_sequential": True}},
     "compute_grad_norm": {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
     "leaf_module.classes": {"zero_optimization": {"stage": 3, "leaf_module": {"classes": ["Block"]}}},
-    "partition_activations": {"activation_checkpointing": {"partition_activations": True}},
-    "cpu_checkpointing": {"activation_checkpointing": {"cpu_checkpointing": True}},
-    "contiguous_memory_optimization": {"activation_checkpointing": {"contiguous_memory_optimization": True}},
     "compile.deepcompile": {"compile": {"deepcompile": True}},
     "hybrid_engine.enabled": {"hybrid_engine": {"enabled": True}},
     "expert_parallel.enabled": {"expert_parallel": {"enabled": True}},
@@ -349,7 +362,7 @@ def test_what_is_not_modelled_stops(read: Any, key: str) -> None:
     assert key.partition(" ")[0].casefold() in str(caught.value).casefold()
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (2, "bf16"), (2, "fp16"), (3, "fp16")])
+@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (1, "fp16"), (2, "bf16"), (2, "fp16"), (3, "fp16")])
 def test_gradients_accumulated_and_reduced_in_fp32(read: Any, stage: int, precision: str) -> None:
     document = {
         **SMALLEST,
@@ -368,10 +381,34 @@ def test_the_model_s_own_dtype_is_no_setting(read: Any) -> None:
 
 
 def test_a_dry_run_takes_gradients_that_are_not_modelled(read: Any) -> None:
-    document = {**SMALLEST, "fp16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    document = {**SMALLEST, "fp16": {"enabled": True}, "data_types": {"grad_accum_dtype": "bf16"}}
     found = read({**document, "zero_optimization": {"stage": 1}}, dry_run=True)
-    assert found.not_modelled == ("data_types.grad_accum_dtype = 'fp32'",)
+    assert found.not_modelled == ("data_types.grad_accum_dtype = 'bf16'",)
     assert found.plan.workload.grad_accum_dtype is None
+
+
+def test_checkpoint_options_and_autocast_are_the_plan_s(read: Any) -> None:
+    section = {
+        "partition_activations": True,
+        "contiguous_memory_optimization": True,
+        "cpu_checkpointing": True,
+        "number_checkpoints": 6,
+    }
+    document = {**SMALLEST, "activation_checkpointing": section}
+    document["torch_autocast"] = {"enabled": True, "dtype": "torch.float16"}
+    plan = read(document).plan
+    assert plan.checkpointing == CheckpointOptions(**section)
+    assert (plan.torch_autocast, plan.workload.precision) == ("fp16", "fp32")
+    # Without buffers nobody counts them, and without DeepSpeed's checkpointing nobody reads the section.
+    few = {"number_checkpoints": 6, "cpu_checkpointing": True}
+    assert read({**SMALLEST, "activation_checkpointing": few}).plan.checkpointing.number_checkpoints is None
+    assert read(document, activation_checkpointing="torch").plan.checkpointing == CheckpointOptions()
+
+
+def test_a_dry_run_takes_autocast_that_is_not_modelled(read: Any) -> None:
+    found = read({**SMALLEST, "torch_autocast": {"enabled": True}}, dry_run=True)
+    assert found.not_modelled == ("torch_autocast.enabled = True",)
+    assert found.plan.torch_autocast is None
 
 
 def test_defaults_of_what_is_not_modelled_pass(read: Any) -> None:

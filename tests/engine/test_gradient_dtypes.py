@@ -11,6 +11,7 @@ import pytest
 
 from dsplan.engine import Run, engine_for
 from dsplan.engine.bf16 import Bf16
+from dsplan.engine.stage1_fp32 import Stage1Fp32
 from dsplan.engine.stage2_fp32 import Stage2Fp32
 from dsplan.engine.stage12 import Stage12
 from dsplan.errors import InputError
@@ -41,6 +42,9 @@ def engine(zero: ZeroConfig, workload: Workload) -> object:
 def test_each_combination_has_the_engine_that_deepspeed_takes() -> None:
     assert type(engine(ZeroConfig(stage=1), BF16)) is Stage12
     assert type(engine(ZeroConfig(stage=1), FP32_GRADIENTS)) is Bf16
+    offloaded = ZeroConfig(stage=1, offload_optimizer=OffloadOptimizer(device="cpu"))
+    assert type(engine(offloaded, FP32_GRADIENTS)) is Stage1Fp32
+    assert type(engine(ZeroConfig(stage=1), replace(FP32_GRADIENTS, precision="fp16"))) is Stage1Fp32
     assert type(engine(ZeroConfig(stage=2), FP32_GRADIENTS)) is Stage2Fp32
     assert type(engine(ZeroConfig(stage=2), replace(FP32_GRADIENTS, precision="fp16"))) is Stage2Fp32
 
@@ -49,12 +53,6 @@ def test_each_combination_has_the_engine_that_deepspeed_takes() -> None:
     ("zero", "workload", "match"),
     [
         (ZeroConfig(stage=0), FP32_GRADIENTS, "stage 0 accumulates gradients in the model's dtype only"),
-        (ZeroConfig(stage=1), replace(FP32_GRADIENTS, precision="fp16"), "stage 1 with fp16 is not modelled"),
-        (
-            ZeroConfig(stage=1, offload_optimizer=OffloadOptimizer(device="cpu")),
-            FP32_GRADIENTS,
-            "bf16 and offload_optimizer is not modelled",
-        ),
         (ZeroConfig(stage=1), replace(FP32_GRADIENTS, optimizer="adagrad"), "Adagrad"),
         (ZeroConfig(stage=2), Workload(precision="fp32", grad_accum_dtype="bf16"), "bf16 at stage 2 with fp32"),
     ],
@@ -97,6 +95,20 @@ def test_stage_3_s_flat_gradients_and_its_bucket_have_their_own_dtypes() -> None
     assert level(FP32_GRADIENTS) - level(BF16) == 2 * parts
     assert level(replace(BF16, communication_data_type="fp32")) - level(BF16) == 2 * 1000
     assert level(replace(BF16, communication_data_type="fp16")) == level(BF16)
+
+
+def test_stage_1_in_fp16_holds_fp32_gradients_until_the_boundary() -> None:
+    """Whole, and the bucket of those that are other ranks' outlives the backward pass: it goes in the step."""
+    zero = ZeroConfig(stage=1, reduce_bucket_size=MODEL.num_parameters)
+    workload = replace(FP32_GRADIENTS, precision="fp16", gradient_accumulation_steps=2)
+    _, first, _ = walked(zero, workload)
+    _, without, _ = walked(zero, replace(workload, grad_accum_dtype=None))
+    part = padded_elements(MODEL, WORLD) // WORLD
+    left = first.phases["backward"].level_bytes - without.phases["backward"].level_bytes
+    bucket, own, views = 4 * MODEL.num_parameters, 4 * part, 2 * part
+    assert left > bucket
+    assert left <= bucket + own + views + 4 * len(MODEL.parameters) * 512
+    assert first.phases["step"].level_bytes == without.phases["step"].level_bytes
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -1,6 +1,7 @@
-"""``python -m tests.families.report``: dry runs of the grid into tests/data/decoders.json, a table into docs/models.md.
+"""``python -m tests.families.report``: dry runs of the grid into tests/data/decoders.json, tables into docs/models.md.
 
-``--missing`` dry-runs only what the data lack, ``--table`` nothing. All of it takes ten minutes of a core.
+``--missing`` dry-runs only what the data lack, ``--table`` nothing. All of it takes ten minutes of a core. The table of
+records is made from what ``python -m tests.families.record_runs`` has left.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dsplan.comparison import Comparison, Difference
+from dsplan.files import write_text
 from tests.families.compared import PHASES, Peaks, dry, error_percent, predicted, rank_of
 from tests.families.dry import outcomes
 from tests.families.grid import GRID
+from tests.families.records import judged
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "decoders.json"
 PAGE = ROOT / "docs" / "models.md"
-BEGIN, END = "<!-- dry-runs -->", "<!-- /dry-runs -->"
+GIB = 1024**3
 
 
 def measured() -> dict[str, Peaks]:
@@ -53,24 +57,61 @@ def table(found: dict[str, Peaks]) -> str:
     return "\n".join(lines)
 
 
+def records_table() -> str:
+    """Measured peaks and the errors of formulas and dry runs, record by record, as a Markdown table."""
+    lines = [
+        "| record | ranks | measured, GiB | formulas | dry run | formulas, worst phase | dry run, worst phase |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for found in judged():
+        formulas, dry_run = found.formulas, found.dry_run
+        cells = [
+            f"`{found.name}`",
+            str(found.record.configuration.world_size),
+            f"{formulas.peak_allocated.measured_bytes / GIB:.2f}",
+            *(_signed(each.peak_allocated) for each in (formulas, dry_run)),
+            *(_worst_phase(each) for each in (formulas, dry_run)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _signed(difference: Difference) -> str:
+    return f"{difference.error_percent:+.3f} %"
+
+
+def _worst_phase(comparison: Comparison) -> str:
+    worst = max(comparison.phases, key=lambda phase: abs(phase.peak.error_percent or 0))
+    where = worst.phase if worst.step == worst.phase else f"{worst.step}, {worst.phase}"
+    return f"{_signed(worst.peak)} ({where})"
+
+
 def page_with(text: str, found: dict[str, Peaks]) -> str:
-    """``text`` with the table between its marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table(found)}\n{END}{after}"
+    """``text`` with both tables between their marks."""
+    for name, content in (("dry-runs", table(found)), ("records", records_table())):
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{content}\n{end}{after}"
+    return text
 
 
 def _measure(peaks: dict[str, Any]) -> None:
-    """Dry-run what of the grid is not in ``peaks``, and keep all."""
+    """Dry-run what of the grid is not in ``peaks``, and keep each as it comes."""
     begun = time.monotonic()
     versions: dict[str, str] = {}
     specs = {setting.name: setting.spec(rank_of(setting)) for setting in GRID if setting.name not in peaks}
+    failed = []
     for name, record in outcomes(specs):
-        assert not isinstance(record, str), f"{name}: {record}"
+        if isinstance(record, str):
+            failed.append(f"{name}: {record}")
+            continue
         peaks[name], versions = asdict(dry(record)), record["versions"]
+        ordered = {setting.name: peaks[setting.name] for setting in GRID if setting.name in peaks}
+        write_text(DATA, json.dumps({"versions": versions, "peaks": ordered}, indent=1) + "\n", force=True)
         sys.stderr.write(f"{len(peaks)} of {len(GRID)}, {time.monotonic() - begun:.0f} s: {name}\n")
-    ordered = {setting.name: peaks[setting.name] for setting in GRID}
-    DATA.write_text(json.dumps({"versions": versions, "peaks": ordered}, indent=1) + "\n", encoding="utf-8")
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dsplan.activations import Programs, not_covered, programs
+from dsplan.activations import Programs, block_programs, not_covered, programs
 from dsplan.decoders.covered import CLASSES
 from dsplan.errors import InputError
 from dsplan.families import FAMILIES
@@ -31,6 +31,10 @@ _BASE: dict[str, Any] = {
     "max_position_embeddings": 128,
 }
 _WIDE = {**_BASE, "head_dim": 32}
+_LATENT = {
+    **_BASE, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+    "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+}  # fmt: skip
 #: A small decoder of every class that the formulas cover.
 COVERED: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 50, "n_positions": 128},
@@ -50,10 +54,34 @@ COVERED: dict[str, dict[str, Any]] = {
     "phi3": {**_BASE, "model_type": "phi3"},
     "mixtral": {**_BASE, "model_type": "mixtral", "num_local_experts": 4},
     "qwen3_moe": {**_BASE, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2},
-}
-EAGER = [
-    name for name, config in COVERED.items() if config["model_type"] not in ("gpt2", "gpt_neox", "stablelm", "opt")
-]
+    "qwen2_moe": {
+        **_BASE, "model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2,
+        "shared_expert_intermediate_size": 80,
+    },
+    "bloom": {"model_type": "bloom", "n_layer": 2, "hidden_size": 64, "n_head": 4, "vocab_size": 50},
+    "falcon": {
+        **_BASE, "model_type": "falcon", "new_decoder_architecture": True, "num_attention_heads": 4, "num_kv_heads": 2,
+    },
+    "falcon, one norm": {
+        **_BASE, "model_type": "falcon", "new_decoder_architecture": True, "num_attention_heads": 4, "num_kv_heads": 2,
+        "num_ln_in_parallel_attn": 1,
+    },
+    "deepseek_v2": {**_LATENT, "model_type": "deepseek_v2", "q_lora_rank": None},
+    "deepseek_v2 by groups": {
+        **_LATENT, "model_type": "deepseek_v2", "q_lora_rank": 24, "topk_method": "group_limited_greedy", "n_group": 2,
+        "topk_group": 1,
+    },
+    "deepseek_v3": {
+        **_LATENT, "model_type": "deepseek_v3", "q_lora_rank": 24, "first_k_dense_replace": 0, "n_group": 2,
+        "topk_group": 1,
+    },
+    "deepseek_v3, halves that rotate": {
+        **_LATENT, "model_type": "deepseek_v3", "q_lora_rank": 24, "first_k_dense_replace": 0, "n_group": 2,
+        "topk_group": 1, "rope_interleave": False, "norm_topk_prob": False,
+    },
+}  # fmt: skip
+_OTHER_ATTENTION = ("gpt2", "gpt_neox", "stablelm", "opt", "falcon", "deepseek_v2", "deepseek_v3")
+EAGER = [name for name, config in COVERED.items() if config["model_type"] not in _OTHER_ATTENTION]
 
 
 def shape(name: str, **changes: Any) -> ModelShape:
@@ -169,11 +197,21 @@ def test_what_is_not_covered_says_so_and_offers_the_dry_run(name: str) -> None:
     assert "dsplan verify --device fake" in str(caught.value)
 
 
-def test_windows_shorter_than_the_sample_are_left_to_the_dry_run() -> None:
-    model = shape("mistral", sliding_window=16)
-    assert "a window of 16 tokens and samples of 32" in str(not_covered(model, workload()))
-    assert not_covered(model, workload(sequence_length=15)) is None
-    assert not_covered(shape("mistral", sliding_window=16, attn_implementation="eager"), workload()) is None
+def test_a_window_shorter_than_the_sample_takes_a_mask_and_repeats_keys_and_values() -> None:
+    model, inside = shape("mistral", sliding_window=16), workload(sequence_length=15)
+    assert not_covered(model, workload()) is None
+    assert programs(model, inside, EXACT) == programs(shape("mistral"), inside, EXACT)
+    windowed, plain = (net(programs(each, workload(), EXACT).block.forward) for each in (model, shape("mistral")))
+    e, b, s, heads, groups, d = 2, 2, 32, 4, 2, 16
+    assert windowed - plain == 2 * e * b * s * d * (heads - groups) + e * b * s * s
+
+
+def test_windows_of_some_layers_are_theirs_alone() -> None:
+    model = shape("gemma3_text", sliding_window=16, num_hidden_layers=6)
+    windowed, whole = block_programs(model, workload(), EXACT)[0], block_programs(model, workload(), EXACT)[5]
+    e, b, s, heads, groups, d = 2, 2, 32, 4, 2, 32
+    assert net(windowed.forward) - net(whole.forward) == 2 * e * b * s * d * (heads - groups) + e * b * s * s
+    assert len(set(map(id, block_programs(model, workload(sequence_length=15), EXACT)))) == 1
 
 
 def test_grouped_heads_have_no_fused_kernel_in_fp32() -> None:
@@ -184,5 +222,5 @@ def test_grouped_heads_have_no_fused_kernel_in_fp32() -> None:
         programs(shape("llama"), workload(), Kernels(fused_attention=EFFICIENT))
 
 
-def test_every_family_is_covered_or_not() -> None:
-    assert {config["model_type"] for config in COVERED.values()} < set(FAMILIES)
+def test_every_family_is_covered() -> None:
+    assert {config["model_type"] for config in COVERED.values()} == set(FAMILIES)

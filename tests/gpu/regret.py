@@ -21,18 +21,23 @@ from runner.environment import child_environment
 from runner.launch import free_port
 from runner.orphan import PARENT_PID
 from runner.spec import RunSpec
-from tests.gpu.regret_settings import SETTINGS, TINY, Setting
+from tests.gpu.regret_jobs import Job, jobs
+from tests.gpu.regret_settings import SETTINGS, TINY
 
-STALL_S, COMPILING_S = 50.0, 300.0
+STALL_S, COMPILING_S = 75.0, 300.0
+
+
+def _key(of: dict[str, Any]) -> tuple[str, str]:
+    return of.get("setting", ""), of.get("strategy", "")
 
 
 class Lane:
     """Some settings on some GPUs, in one process per rank."""
 
-    def __init__(self, settings: list[Setting], gpus: list[int], device: str, deadline: float, folder: Path) -> None:
-        self.jobs = [(setting.name, strategy) for setting in settings for strategy in setting.strategies]
-        self.gpus, self.device, self.deadline, self.folder = gpus, device, deadline, folder
-        self.ranks = settings[0].ranks if settings else 0
+    def __init__(self, listed: list[Job], gpus: list[int], ranks: int, device: str, until: float, folder: Path) -> None:
+        self.jobs = listed
+        self.gpus, self.device, self.deadline, self.folder = gpus, device, until, folder
+        self.ranks = ranks
         self.rows: list[dict[str, Any]] = []
         self.children: list[subprocess.Popen[bytes]] = []
         self.starts = 0
@@ -43,12 +48,12 @@ class Lane:
             return
         self.starts += 1
         stem = f"{'-'.join(map(str, self.gpus))}-{self.ranks}-{self.starts}"
-        self.output, jobs = self.folder / f"{stem}.jsonl", self.folder / f"{stem}.json"
+        self.output, listed = self.folder / f"{stem}.jsonl", self.folder / f"{stem}.json"
         self.log = self.folder / f"{stem}.log"
         self.output.touch()
-        jobs.write_text(json.dumps(self.jobs))
+        listed.write_text(json.dumps(self.jobs))
         spec = RunSpec(model={}, ds_config={}, sequence_length=1, device=self.device, gpus=self.ranks)
-        env = {**child_environment(spec, os.environ), PARENT_PID: str(os.getpid()), "OMP_NUM_THREADS": "12"}
+        env = {**child_environment(spec, os.environ), PARENT_PID: str(os.getpid()), "OMP_NUM_THREADS": "16"}
         if self.device == "cpu":
             env["OMP_NUM_THREADS"] = "1"
         else:
@@ -56,7 +61,7 @@ class Lane:
             env.pop("DSPLAN_VISIBLE_DEVICES", None)
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(self.ranks)}
         seconds = str(max(1.0, self.deadline - time.monotonic()))
-        command = [sys.executable, "-m", "tests.gpu.regret_rank", self.device, str(jobs), str(self.output), seconds]
+        command = [sys.executable, "-m", "tests.gpu.regret_rank", self.device, str(listed), str(self.output), seconds]
         self.children = [
             subprocess.Popen(
                 command,
@@ -92,15 +97,16 @@ class Lane:
         self.end()
         if over:
             return False
-        if self.starts > 6:
+        if self.starts > 9:
             print(f"gives up: {self.log.read_text(errors='replace')[-2500:]}", flush=True)
             return False
         print(
             f"restart after {code} {'stall' if late else ''}: {self.log.read_text(errors='replace')[-1500:]}",
             flush=True,
         )
-        if self.jobs and self.ready and self.running == self.jobs[0]:  # whatever killed it would kill it again
-            self.rows.append({"setting": self.jobs[0][0], "strategy": self.jobs[0][1], "status": "died"})
+        if self.jobs and self.ready and self.running == _key(self.jobs[0]):  # what killed it would kill it again
+            if self.rows[-1].get("status") != "oom":
+                self.rows.append({**dict(zip(("setting", "strategy"), self.running, strict=True)), "status": "died"})
             self.jobs.pop(0)
         self.start()
         return bool(self.children)
@@ -109,14 +115,14 @@ class Lane:
 
     def take(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        job = (row.get("setting", ""), row.get("strategy", ""))
+        job = _key(row)
         if row["status"] == "ready":
             self.ready = True
         elif row["status"] == "started":
-            while self.jobs and self.jobs[0] != job:  # an earlier one had nothing that could fit
+            while self.jobs and _key(self.jobs[0]) != job:  # an earlier one had nothing that could fit
                 self.jobs.pop(0)
             self.running = job
-        elif row["status"] == "done" and self.jobs and self.jobs[0] == job:
+        elif row["status"] == "done" and self.jobs and _key(self.jobs[0]) == job:
             self.jobs.pop(0)
             self.running = None
         if row["status"] in ("ok", "oom", "error", "done"):
@@ -152,8 +158,9 @@ def main() -> None:
             document = [row for row in kept if row["setting"] in names]
             path.write_text(json.dumps(document, indent=0) + "\n")
 
-    until = begun + 0.45 * arguments.seconds
-    lanes = [Lane(single[index::2], [index], arguments.device, until, folder) for index in range(2)]
+    until = begun + 0.42 * arguments.seconds
+    lanes = [Lane(jobs(single[index::2]), [index], 1, arguments.device, until, folder) for index in range(2)]
+    later = jobs(several)  # while the first measure
     done: list[Lane] = []
     turn = 0
     while lanes:
@@ -166,7 +173,7 @@ def main() -> None:
         time.sleep(0.3)
         if not lanes and turn == 0 and several:
             turn = 1
-            lanes = [Lane(several, [0, 1], arguments.device, begun + arguments.seconds, folder)]
+            lanes = [Lane(later, [0, 1], 2, arguments.device, begun + arguments.seconds, folder)]
     print(f"{sum(row['status'] == 'ok' for row in rows)} measured in {time.monotonic() - begun:.0f} s", flush=True)
 
 

@@ -6,6 +6,7 @@ output is one micro batch of it, or what a job ended with.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -16,16 +17,16 @@ from typing import Any
 import torch
 import torch._dynamo
 
-from dsplan.catalogue import accelerator
-from dsplan.dsconfig.emit import emit
-from dsplan.kernels import kernels_of
-from dsplan.walk import walk
 from runner.device import Device, open_device
 from runner.orphan import exit_with_parent
 from runner.spec import RunSpec
 from runner.timed_engine import TimedEngine
-from tests.gpu.regret_settings import SETTINGS, TINY, Setting
+from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETTINGS, TINY
 
+BY_NAME = {setting.name: setting for setting in (*SETTINGS, *TINY)}
+MOST_SIZES = 4  # of a job
+KEPT = ("setting", "strategy", "of", "zero", "profile", "predicted_s")
+MOST_LEFT = 24 * 2**30  # by engines that were closed; then a new process goes on
 LONG_S = 0.4  # a step that is expected to take longer is timed fewer times
 
 
@@ -38,7 +39,7 @@ class Rank:
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def say(self, **row: Any) -> None:
-        if self.rank == 0 or row.get("status") == "error":
+        if self.rank == 0 or row.get("status") in ("error", "oom"):
             with self.output.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -50,34 +51,34 @@ class Rank:
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return bool(flag.item())
 
-    def job(self, setting: Setting, name: str) -> None:
+    def job(self, job: dict[str, Any]) -> None:
+        setting = BY_NAME[job["setting"]]
         model = setting.model_shape()
-        plan = next(plan for plan in setting.plans() if plan.name == name)
-        common = {"setting": setting.name, "strategy": name}
+        common = {key: job[key] for key in KEPT if key in job}
         self.say(**common, status="started")
-        predicted = {}
-        for size in setting.micro_batch_sizes:
-            tried = next(plan for plan in setting.plans(size) if plan.name == name)
-            result = walk(model, tried, setting.ranks, kernels_of(accelerator("h200")))
-            predicted[size] = max(step.peak_bytes for step in result.steps)
-        sizes = [size for size in setting.micro_batch_sizes if not self.cuda or predicted[size] <= setting.cap_bytes]
-        for size in setting.micro_batch_sizes:
+        predicted = dict(job["peaks"])
+        always = job["strategy"] in (RECOMMENDED, QUICK)
+        sizes = [size for size, peak in predicted.items() if always or not self.cuda or setting.fits(peak)]
+        for size, peak in predicted.items():
             if size not in sizes:
-                self.say(**common, micro_batch_size=size, status="beyond", predicted_bytes=predicted[size])
+                self.say(**common, micro_batch_size=size, status="beyond", predicted_bytes=peak)
+        sizes = thinned(sizes)
         if not sizes:
+            self.say(**common, status="done", left_bytes=0, whole_s=0.0)
             return
         engine: TimedEngine | None = None
         size = sizes[0]
         begun = time.monotonic()
+        before = self.allocated()  # what earlier engines have left counts against nobody
         try:
             if self.cuda:
                 torch.cuda.set_per_process_memory_fraction(1.0)
             engine = TimedEngine(
                 model.to_config(),
-                emit(plan, model, setting.cluster),
-                checkpointing=plan.workload.activation_checkpointing,
+                job["ds_config"],
+                checkpointing=job["checkpointing"],
                 device=self.device,
-                limit=(lambda: self.device.limit(setting.cap_bytes)) if self.cuda else None,
+                limit=(lambda: self.device.limit(setting.cap_bytes + before)) if self.cuda else None,
             )
             built = time.monotonic() - begun
             for size in sizes:
@@ -87,6 +88,7 @@ class Rank:
                 if self.cuda:
                     torch.cuda.empty_cache()
                     self.device.reset_peak()
+                gc.collect()  # of what went before, not of the steps that are timed
                 expected = 6 * model.num_parameters * size * setting.sequence_length / 3e14
                 times = engine.time(
                     size,
@@ -94,14 +96,15 @@ class Rank:
                     warmup=3 if size == sizes[0] else 1,
                     steps=2 if expected > LONG_S else 4,
                 )
-                peak = self.device.peak() if self.cuda else None
+                found = self.device.peak() if self.cuda else None
                 self.say(
                     **common,
                     micro_batch_size=size,
                     status="ok",
                     predicted_bytes=predicted[size],
-                    peak_allocated_bytes=peak.allocated_bytes if peak else None,
-                    peak_reserved_bytes=peak.reserved_bytes if peak else None,
+                    peak_allocated_bytes=found.allocated_bytes - before if found else None,
+                    peak_reserved_bytes=found.reserved_bytes if found else None,
+                    left_before_bytes=before,
                     seconds=times.seconds,
                     forward_s=times.forward_s,
                     backward_s=times.backward_s,
@@ -113,13 +116,23 @@ class Rank:
                 self.say(**common, status="error", message=f"{type(error).__name__}: {str(error)[:400]}")
                 raise
             self.say(**common, micro_batch_size=size, status="oom", predicted_bytes=predicted[size])
+            if self.world_size > 1:  # the other rank may wait in a collective: all of them start afresh
+                os._exit(9)
         if engine is not None:
             engine.close()
-        left = self.device.memory().allocated_bytes if self.cuda else 0
+        left = self.allocated()
         self.say(**common, status="done", left_bytes=left, whole_s=time.monotonic() - begun)
-        if self.agree(left > 2**30):  # what a broken engine leaves would count against the next one
+        if self.agree(left > MOST_LEFT):
             self.say(status="unclean")
             raise SystemExit(9)
+
+    def allocated(self) -> int:
+        return self.device.memory().allocated_bytes if self.cuda else 0
+
+
+def thinned(sizes: list[int]) -> list[int]:
+    """At most :data:`MOST_SIZES`: the smallest, and the largest, among which the fastest are."""
+    return sizes if len(sizes) <= MOST_SIZES else [sizes[0], *sizes[1 - MOST_SIZES :]]
 
 
 def main() -> None:
@@ -134,13 +147,12 @@ def main() -> None:
 
     deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
     _load_operators(int(os.environ["RANK"]))
-    by_name = {setting.name: setting for setting in (*SETTINGS, *TINY)}
     rank = Rank(device, output, begun + float(seconds))
     rank.say(status="ready")
-    for setting, strategy in jobs:
+    for job in jobs:
         if rank.agree(time.monotonic() > rank.deadline):
             break
-        rank.job(by_name[setting], strategy)
+        rank.job(job)
     rank.say(status="end")
     sys.stdout.flush()
     os._exit(0)  # nothing of value is left, and a process group may take its time to go

@@ -1,6 +1,7 @@
 """A grid, and what differs: ``python -m tests.oracle [--count N] [--seed S] [--jobs J] [--only NAME ...]``.
 
-With ``--keep FILE`` what was found is kept, a line for each configuration, and what is there already is not run again;
+With ``--keep FILE`` what was found is kept, a line for each configuration, and what is there already is not run again,
+but predicted again;
 ``--report PAGE`` writes the page from it. A configuration takes 2 to 20 s of one core.
 """
 
@@ -11,13 +12,15 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from tests.dry_runs import dry_runs
 from tests.oracle.compare import Difference, difference, specification
 from tests.oracle.grid import Case, cases
-from tests.oracle.kept import Kept, kept_of, read_kept, write_kept
+from tests.oracle.kept import Kept, kept_of, predicted_again, read_kept, write_kept
 from tests.oracle.report import report
 
 SHOWN = 25
@@ -76,12 +79,13 @@ def _keep(wanted: Sequence[Case], options: argparse.Namespace) -> int:
     started = time.monotonic()
     for number, (case, each) in enumerate(_one_by_one(missing, options.jobs), start=1):
         if isinstance(each, str):
-            failed.append(f"{case.name}: {describe(case)}: {each.strip().splitlines()[-1][:200]}")
+            last = (each.strip().splitlines() or ["no reason given"])[-1]
+            failed.append(f"{case.name}: {describe(case)}: {last[:200]}")
         else:
             kept[case.name] = each
             write_kept(options.keep, kept.values())
         sys.stderr.write(f"[{number}/{len(missing)}] {time.monotonic() - started:.0f} s {case.name}\n")
-    ordered = [kept[case.name] for case in wanted if case.name in kept]
+    ordered = [predicted_again(kept[case.name], case) for case in wanted if case.name in kept]
     write_kept(options.keep, ordered)
     if options.report and ordered:
         options.report.write_text(report(ordered, options.count, options.seed, failed), encoding="utf-8")
@@ -89,16 +93,36 @@ def _keep(wanted: Sequence[Case], options: argparse.Namespace) -> int:
 
 
 def _one_by_one(wanted: Sequence[Case], jobs: int) -> Iterator[tuple[Case, Kept | str]]:
-    """As :func:`run`, a few at a time: a server of dry runs answers when it has done all that it was given."""
+    """As :func:`run`, each as soon as it is done; what goes wrong with one is its own outcome."""
     today = datetime.now(timezone.utc).date().isoformat()
-    for start in range(0, len(wanted), BATCH):
-        batch = {case.name: case for case in wanted[start : start + BATCH]}
-        for name, found in dry_runs({name: specification(case) for name, case in batch.items()}, jobs=jobs):
-            case = batch[name]
-            if isinstance(found, str):
-                yield case, found
-            else:
-                yield case, kept_of(difference(case, found), describe(case), _versions(found), today)
+    shares = [wanted[start : start + SHARE] for start in range(0, len(wanted), SHARE)]
+    with ThreadPoolExecutor(jobs) as pool:
+        for share in as_completed([pool.submit(_outcomes, share) for share in shares]):
+            for case, found in share.result():
+                try:
+                    kept = kept_of(difference(case, found), describe(case), _versions(found), today)
+                except Exception as error:
+                    yield case, found if isinstance(found, str) else f"{type(error).__name__}: {error}"
+                else:
+                    yield case, kept
+
+
+def _outcomes(share: Sequence[Case]) -> list[tuple[Case, Any]]:
+    """The record of each, or what went wrong; where a server of dry runs dies, every one gets a server of its own."""
+    specifications = {}
+    outcomes: dict[str, Any] = {}
+    for case in share:
+        try:
+            specifications[case.name] = specification(case)
+        except Exception as error:
+            outcomes[case.name] = f"{type(error).__name__}: {error}"
+    try:
+        outcomes |= dict(dry_runs(specifications, jobs=1))
+    except Exception as error:
+        if len(share) > 1:
+            return [outcome for case in share for outcome in _outcomes([case])]
+        outcomes[share[0].name] = f"{type(error).__name__}: {error}"
+    return [(case, outcomes[case.name]) for case in share]
 
 
 def _versions(record: dict[str, object]) -> dict[str, str]:
@@ -107,8 +131,8 @@ def _versions(record: dict[str, object]) -> dict[str, str]:
     return {name: str(versions[name]) for name in ("torch", "deepspeed")}
 
 
-#: Configurations that are run before what was found of them is kept.
-BATCH = 20
+#: Configurations that one server of dry runs is given: it starts in seconds, and answers when it has done them all.
+SHARE = 4
 
 
 def line(each: Difference) -> str:
@@ -127,11 +151,17 @@ def describe(case: Case) -> str:
     offload = "".join(
         letter for letter, there in (("o", zero.offloads_optimizer), ("p", zero.offloads_parameters)) if there
     )
+    checkpointing = case.plan.checkpointing
     flags = [
         (zero.offload_optimizer.device == "nvme", "nvme"),
         (zero.offload_optimizer.ratio < 1, f"ratio {zero.offload_optimizer.ratio}"),
         (workload.grad_accum_dtype is not None, f"grads-{workload.grad_accum_dtype}"),
         (workload.communication_data_type is not None, f"comm-{workload.communication_data_type}"),
+        (case.plan.torch_autocast is not None, f"autocast-{case.plan.torch_autocast}"),
+        (zero.zero_hpz_partition_size > 1, f"hpz-{zero.zero_hpz_partition_size}"),
+        (checkpointing.partition_activations, "partitioned"),
+        (checkpointing.cpu_checkpointing, "on-host"),
+        (checkpointing.contiguous_memory_optimization, f"contiguous-{checkpointing.number_checkpoints}"),
         (not zero.memory_efficient_linear, "torch-linear"),
         (model.tie_word_embeddings, "tied"),
     ]

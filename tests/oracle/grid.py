@@ -11,7 +11,7 @@ from dsplan.errors import InputError
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.prediction import predict
-from dsplan.workload import Workload
+from dsplan.workload import CheckpointOptions, Workload
 from dsplan.zero import OffloadOptimizer, OffloadParam, ZeroConfig
 
 WORLD_SIZES = (1, 2, 3, 4, 6, 7, 8, 12, 16, 64, 256, 1024)
@@ -53,8 +53,34 @@ def _case(draw: random.Random, name: str) -> Case:
     torch_adam = workload.optimizer in {"adam", "adamw"} and not zero.offloads_optimizer and draw.random() < 0.3
     if zero.offload_optimizer.ratio < 1 and workload.optimizer not in {"adam", "adamw"}:
         raise InputError("offload_optimizer.ratio: below 1 DeepSpeed takes Adam only")  # stage3.py __init__
-    plan = Plan(name=name, workload=workload, zero=zero, torch_adam=torch_adam)
+    plan = Plan(
+        name=name,
+        workload=workload,
+        zero=zero,
+        torch_adam=torch_adam,
+        checkpointing=_checkpointing(draw, model, workload),
+        torch_autocast=_autocast(draw, workload),
+    )
     return Case(name=name, model=model, plan=plan, world_size=draw.choice(WORLD_SIZES))
+
+
+def _autocast(draw: random.Random, workload: Workload) -> str | None:
+    if workload.precision != "fp32" or workload.communication_data_type is not None or draw.random() < 0.6:
+        return None
+    return draw.choice(("bf16", "bf16", "fp16"))
+
+
+def _checkpointing(draw: random.Random, model: ModelShape, workload: Workload) -> CheckpointOptions:
+    if workload.activation_checkpointing != "deepspeed" or draw.random() < 0.4:
+        return CheckpointOptions()
+    partitions = draw.random() < 0.7
+    contiguous = partitions and draw.random() < 0.5
+    return CheckpointOptions(
+        partition_activations=partitions,
+        cpu_checkpointing=not partitions or draw.random() < 0.5,
+        contiguous_memory_optimization=contiguous,
+        number_checkpoints=model.num_layers + draw.choice((0, 0, 2)) if contiguous else None,
+    )
 
 
 def _model(draw: random.Random) -> ModelShape:
@@ -94,7 +120,7 @@ def _workload(draw: random.Random, model: ModelShape, zero: ZeroConfig) -> Workl
         gradient_accumulation_steps=draw.choice((1, 1, 1, 2, 3)),
         precision=precision,
         optimizer=draw.choice(("adamw", "adamw", "adam", "sgd", "lion", "adagrad")),
-        activation_checkpointing=draw.choice(("none", "none", "none", "torch", "deepspeed")),
+        activation_checkpointing=draw.choice(("none", "none", "none", "torch", "deepspeed", "deepspeed")),
         grad_accum_dtype="fp32" if accumulates_in_fp32 else None,
         communication_data_type=draw.choice(("fp32", "fp16", "bf16")) if draw.random() < 0.2 else None,
     )
@@ -121,6 +147,8 @@ def _zero(draw: random.Random, model: ModelShape) -> ZeroConfig:
         options["stage3_max_live_parameters"] = draw.choice((1_000_000_000, parameters // 2, parameters // 8))
         options["stage3_max_reuse_distance"] = draw.choice((1_000_000_000, parameters // 2, 0))
         options["memory_efficient_linear"] = draw.random() < 0.8
+        if draw.random() < 0.2:
+            options["zero_hpz_partition_size"] = draw.choice((2, 3, 4, 8))
     return ZeroConfig(stage=stage, **options)
 
 

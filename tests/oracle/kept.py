@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.oracle.compare import Difference
+from dsplan.workload import CheckpointOptions
+from tests.oracle.compare import Difference, difference
+from tests.oracle.grid import Case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,7 @@ class Kept:
 def kept_of(each: Difference, text: str, versions: dict[str, str], date: str) -> Kept:
     """The numbers of one comparison."""
     workload, zero = each.case.plan.workload, each.case.plan.zero
+    autocast = each.case.plan.torch_autocast
     offload = [name for name, there in (("o", zero.offloads_optimizer), ("p", zero.offloads_parameters)) if there]
     return Kept(
         name=each.case.name,
@@ -52,9 +55,11 @@ def kept_of(each: Difference, text: str, versions: dict[str, str], date: str) ->
         traits={
             "stage": str(zero.stage),
             "offload": {"": "none", "o": "optimizer", "p": "parameters", "op": "both"}["".join(offload)],
-            "precision": workload.precision,
+            "precision": f"autocast {autocast}" if autocast else workload.precision,
             "gradients": "in fp32" if workload.grad_accum_dtype else "as the model",
             "checkpointing": workload.activation_checkpointing,
+            "inputs of blocks": _inputs(each.case.plan.checkpointing),
+            "hpZ": "on" if zero.zero_hpz_partition_size > 1 else "off",
             "attention": each.case.model.attention,
         },
         rank=each.rank,
@@ -66,6 +71,30 @@ def kept_of(each: Difference, text: str, versions: dict[str, str], date: str) ->
         versions=versions,
         date=date,
     )
+
+
+def predicted_again(kept: Kept, case: Case) -> Kept:
+    """What the dry run found, beside what the formulas say today."""
+    found = [
+        {
+            "step": step,
+            "phase": phase,
+            "tensor_peak_bytes": peak,
+            "tensor_level_bytes": 0,  # not kept
+            "bytes": kept.allocated[1],
+        }
+        for step, phase, _, peak in kept.phases
+    ]
+    host = {"pinned_bytes": kept.pinned[1], "pageable_bytes": kept.pageable[1]}
+    record = {"rank": kept.rank, "dry_run": {"peaks": found, "host": host, "seconds": kept.seconds}}
+    return kept_of(difference(case, record), kept.text, kept.versions, kept.date)
+
+
+def _inputs(options: CheckpointOptions) -> str:
+    """Where DeepSpeed's activation checkpointing keeps them."""
+    kind = "in buffers" if options.contiguous_memory_optimization else "copied"
+    names = [kind] if options.partition_activations else []
+    return " ".join([*names, *(["on the host"] if options.cpu_checkpointing else [])]) or "as they are"
 
 
 def read_kept(path: Path) -> list[Kept]:

@@ -61,3 +61,12 @@ def test_the_grid_is_the_same_for_the_same_seed_and_has_everything_in_it() -> No
     assert {plan.zero.offload_optimizer.device for plan in plans} == {"none", "cpu", "nvme"}
     assert any(plan.zero.offload_optimizer.ratio < 1 for plan in plans)
     assert any(case.model.hidden_size == 12_288 for case in found)
+    assert {plan.torch_autocast for plan in plans} == {None, "bf16", "fp16"}
+    assert any(plan.zero.zero_hpz_partition_size > 1 for plan in plans)
+    options = [plan.checkpointing for plan in plans]
+    assert any(each.cpu_checkpointing and not each.partition_activations for each in options)
+    assert {each.cpu_checkpointing for each in options if each.partition_activations} == {True, False}
+    assert any(each.number_checkpoints for each in options)
+    assert any(
+        plan.zero.stage == 1 and plan.workload.grad_accum_dtype and plan.zero.offloads_optimizer for plan in plans
+    )

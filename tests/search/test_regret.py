@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from dsplan.catalogue import accelerator
 from dsplan.search.memory import weigh
 from dsplan.timing.rates import machine
-from tests.gpu.regret_settings import SETTINGS, TINY, Setting
-from tests.regret import capped, outcome, predicted
+from tests.gpu.regret_jobs import capped, jobs
+from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETTINGS, TINY, Setting
+from tests.regret import DOCUMENT, SEEN, UNSEEN, judged, outcome, predicted, report, table, written
 from tests.timing.profiles import profile
 
 SETTING = replace(SETTINGS[0], strategies=("zero1", "zero1-ckpt", "zero3"), micro_batch_sizes=(1, 4, 16))
@@ -77,3 +79,68 @@ def test_settings_are_what_was_asked_for() -> None:
     assert max(sizes) > 2.6e9
     for setting in (*SETTINGS, *TINY):
         assert [plan.name for plan in setting.plans()] == list(setting.strategies)
+
+
+def test_what_was_recommended_before_anything_was_measured_is_what_counts() -> None:
+    measured = rows(SETTING)
+    best = outcome(SETTING, measured, profile())
+    assert best is not None
+    assert not best.asked
+    row = {"setting": SETTING.name, "strategy": RECOMMENDED, "of": "zero1", "micro_batch_size": 5, "status": "ok"}
+    fastest = max(row["micro_batch_size"] / row["seconds"] for row in measured if row["status"] == "ok")
+    found = outcome(SETTING, [*measured, {**row, "seconds": 5 / (0.9 * fastest)}], profile())
+    assert found is not None
+    assert (found.asked, found.recommended, found.best) == (True, "zero1 x 5", best.best)
+    assert found.reached == found.closely_reached == pytest.approx(0.9)
+    assert found.errors == best.errors
+    quick = {**row, "strategy": QUICK, "of": "zero3", "micro_batch_size": 2, "seconds": 2 / (0.5 * fastest)}
+    both = outcome(SETTING, [*measured, {**row, "status": "oom"}, quick], profile())
+    assert both is not None
+    assert (both.recommended, both.closely, both.closely_reached) == ("zero3 x 2", "zero1 x 5", None)
+    assert both.reached == pytest.approx(0.5)
+    faster = outcome(SETTING, [*measured, {**row, "seconds": 5 / (1.1 * fastest)}], profile())
+    assert faster is not None
+    assert faster.reached == 1
+    died = outcome(SETTING, [*measured, {**row, "status": "oom"}], profile())
+    assert died is not None
+    assert died.reached is None
+    assert "| zero1 x 5 |" in "".join(table([found]))
+    assert "reaches 90.0 % in the median" in "".join(table([found]))
+
+
+def test_what_is_recommended_is_measured_first_and_settings_take_turns() -> None:
+    found = jobs(TINY)
+    first = [job["setting"] for job in found[: len(TINY)]]
+    assert sorted(first) == sorted(setting.name for setting in TINY)
+    assert {job["strategy"] for job in found[: len(TINY)]} == {RECOMMENDED}
+    for job in found:
+        assert job["ds_config"]["train_micro_batch_size_per_gpu"] >= 1
+        assert job["peaks"] == sorted(job["peaks"])
+    for setting in TINY:
+        measured = [job["strategy"] for job in found if job["setting"] == setting.name]
+        assert set(setting.strategies) <= set(measured)
+
+
+@pytest.mark.skipif(not SEEN.exists(), reason="not measured yet")
+def test_the_document_says_what_was_measured() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert written(text, "regret", report()) == text, "python -m tests.regret --write"
+
+
+@pytest.mark.skipif(not SEEN.exists(), reason="not measured yet")
+def test_what_was_recommended_ran_and_was_hardly_slower_than_the_best() -> None:
+    found = [one for path in (SEEN, UNSEEN) if path.exists() for one in judged(path)]
+    assert len(found) >= 6
+    assert all(one.reached is not None for one in found)
+    shares = [one.reached or 0.0 for one in found if one.num_strategies > 1]
+    assert statistics.median(shares) >= 0.95
+    errors = [abs(error) for one in found for error in one.errors]
+    assert statistics.median(errors) < 0.2
+    assert all(one.correlation >= 0.9 for one in found)
+
+
+@pytest.mark.skipif(not SEEN.exists(), reason="not measured yet")
+@pytest.mark.xfail(strict=True, reason="gpt2-xl on 40 GiB reaches 89.2 %: the bound leaves it stage 3 only")
+def test_what_was_recommended_is_nowhere_a_tenth_slower_than_the_best() -> None:
+    found = [one for path in (SEEN, UNSEEN) for one in judged(path)]
+    assert min(one.reached or 0.0 for one in found if one.num_strategies > 1) >= 0.9

@@ -117,16 +117,32 @@ def test_closely_the_winner_is_one_that_a_replay_says_fits(monkeypatch: pytest.M
 
     def pretended(model: ModelShape, plans: list[Plan], *_: object, **__: object) -> SimpleNamespace:
         asked.append(plans[0].workload.micro_batch_size)
-        return SimpleNamespace(plans=[SimpleNamespace(verdict="fits" if len(asked) == 3 else "tight")])
+        return SimpleNamespace(plans=[SimpleNamespace(verdict="fits" if len(asked) == 12 else "tight")])
 
     plain = searched(cluster(), what_if=False)
-    monkeypatch.setattr("dsplan.search.search.estimate", pretended)
+    monkeypatch.setattr("dsplan.search.closely.estimate", pretended)
     result = searched(cluster(), what_if=False, closely=True)
     assert result.winner is not None
     assert plain.winner is not None
-    assert len(asked) == 3
+    assert len(asked) == 12  # as often as it may for what the bound refuses, then the best that it allows
     assert result.winner.plan.workload.micro_batch_size == asked[-1]
     assert result.winner.tokens_per_s < plain.winner.tokens_per_s
+
+
+def test_closely_what_only_the_bound_refuses_is_taken_when_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lives(model: ModelShape, plans: list[Plan], *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(plans=[SimpleNamespace(verdict="fits")])
+
+    plain = searched(cluster(), what_if=False)
+    monkeypatch.setattr("dsplan.search.closely.estimate", lives)
+    result = searched(cluster(), what_if=False, closely=True)
+    assert result.winner is not None
+    assert plain.winner is not None
+    weight = weigh(GPT2, result.winner.plan, cluster())
+    assert not weight.fits
+    assert weight.headroom_bytes >= 0
+    assert result.winner.headroom_bytes == weight.headroom_bytes
+    assert result.winner.tokens_per_s > plain.winner.tokens_per_s
 
 
 def test_room_that_has_to_stay_free_stays_free() -> None:

@@ -80,3 +80,28 @@ def test_an_existing_profile_is_not_overwritten(tmp_path: Path, capsys: pytest.C
     (tmp_path / "p.json").write_text(json.dumps({}))
     assert calibrate.main([str(tmp_path / "p.json"), "--device", "cpu"]) == EXIT_BAD_INPUT
     assert "--force" in capsys.readouterr().err
+
+
+def test_what_one_part_lacks_takes_nothing_from_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner import calibrate
+
+    made = {key: value for key, value in profiles.document().items() if key not in ("name", "created", "gpus")}
+    alone = {**made, "engine": [], "collectives": []}
+    together = {**made, "engine": made["engine"][:1]}
+
+    def part(_device: str, ranks: int, *rest: object) -> dict[str, object]:
+        changed = rest[-1]
+        assert callable(changed)
+        if ranks == 1:
+            changed(alone)
+            raise RunError("a rank failed", 5)
+        return together
+
+    monkeypatch.setattr(calibrate, "_part", part)
+    kept: list[dict[str, object]] = []
+    with pytest.raises(RunError, match="a rank failed"):
+        calibrate.calibrate(device="cpu", gpus=2, on_partial=kept.append)
+    assert kept[0]["collectives"] == []
+    assert kept[-1]["collectives"] == made["collectives"]
+    assert kept[-1]["linear"] == made["linear"]
+    assert kept[-1]["engine"] == made["engine"][:1]

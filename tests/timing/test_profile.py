@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from dsplan.errors import InputError
+from dsplan.model import ModelShape
 from dsplan.records import mistakes
-from dsplan.timing.profile import read_profile
+from dsplan.strategies import find_plan, standard_plans
+from dsplan.timing.host import host_times
+from dsplan.timing.profile import Profile, read_profile
+from dsplan.workload import Workload
 from tests.timing import profiles
 
 
@@ -33,3 +37,33 @@ def test_a_broken_profile_is_named_with_its_key(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps(made))
     with pytest.raises(InputError, match=r"p\.json: linear\[0\]\.forward_s"):
         read_profile(tmp_path / "p.json")
+
+
+def test_an_odd_width_costs_what_the_measured_one_costs_its_even_neighbour() -> None:
+    made = profiles.document()
+    for row in made["linear"]:
+        if row["outputs"] == 50257:
+            row["forward_s"] *= 5
+    found = Profile(name="x", label="x", document=made)
+    for inputs, outputs in ((1024, 50257), (1024, 1001), (1001, 1024)):
+        even = found.linear("bf16", 2048, inputs // 8 * 8, outputs // 8 * 8)
+        odd = found.linear("bf16", 2048, inputs, outputs)
+        assert odd[0] == pytest.approx(5 * even[0], rel=0.03)
+        assert odd[1] == pytest.approx(even[1], rel=0.03)
+    assert found.linear("fp32", 2048, 1024, 1001)[0] == pytest.approx(
+        found.linear("fp32", 2048, 1024, 1000)[0], rel=0.03
+    )
+
+
+def test_of_what_several_rows_measure_the_shortest_counts() -> None:
+    made = profiles.document()
+    slow = profiles.document()
+    for row in slow["engine"]:
+        if row["strategy"] == "zero2":  # a machine that was busy while this one was measured
+            row["forward_s"] *= 3
+    model = ModelShape(num_layers=8, hidden_size=64, num_attention_heads=1, attention="sdpa", activation="gelu")
+    plan = find_plan(standard_plans(model, Workload(sequence_length=128)), "zero2")
+    first, second = (
+        host_times(Profile(name="x", label="x", document=document), model, plan, 1) for document in (made, slow)
+    )
+    assert second == first

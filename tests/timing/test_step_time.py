@@ -18,6 +18,7 @@ from dsplan.timing.engines import work_of
 from dsplan.timing.host import host_times
 from dsplan.timing.kernels import kernels
 from dsplan.timing.nominal import catalogue
+from dsplan.timing.profiles import DATA_SHEETS
 from dsplan.timing.rates import Machine, catalogued, machine
 from dsplan.timing.step_time import StepTime, model_flops, step_time
 from dsplan.workload import Workload
@@ -186,7 +187,7 @@ def test_tokens_and_utilisation_follow_from_the_step(made_up: Machine) -> None:
 
 
 def test_without_a_profile_data_sheets_and_the_shares_others_measured_stand() -> None:
-    a100, h200 = machine(accelerator("a100-40gb")), machine(H200)
+    a100, h200 = machine(accelerator("a100-40gb")), machine(H200, DATA_SHEETS)
     assert not a100.measured
     slow, fast = (one.profile.linear("bf16", 16384, 8192, 8192)[0] for one in (a100, h200))
     assert slow == pytest.approx(2 * 16384 * 8192**2 / (0.83 * 312e12), rel=1e-3)

@@ -13,6 +13,9 @@ from runner.device.fake.source import AUTOGRAD, caller
 ADD = torch.ops.aten.add.Tensor
 _OPERANDS = 2
 _SOLE_OWNER = 2  # uses of a storage: the tensor's, and that of Python's view of it while it is asked
+#: Uses of a tensor: autograd's buffer, Python's object, and the arguments of the call twice over. One more where Python
+#: holds it elsewhere, as a reentrant checkpoint's backward does its arguments (can_accumulate_inplace: use_count).
+_USES_OF_A_TENSOR = 4
 
 
 def adds_in_place(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
@@ -25,5 +28,7 @@ def adds_in_place(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
         return False
     ours, theirs = args
     if not (isinstance(ours, FakeTensor) and isinstance(theirs, FakeTensor)) or ours.shape != theirs.shape:
+        return False
+    if ours._use_count() > _USES_OF_A_TENSOR:  # type: ignore[attr-defined]
         return False
     return torch._C._storage_Use_Count(ours.untyped_storage()._cdata) == _SOLE_OWNER

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from dsplan.efficient_attention import efficient_backward_workspaces
+from dsplan.embeddings import embedding_backward_workspaces
 from dsplan.kernels import Kernels
+from dsplan.reductions import VECTOR, Multiprocessors, reduction_workspaces
 from runner.device.fake.memory import DEVICE, PAGEABLE
 
 aten = torch.ops.aten
@@ -15,33 +18,43 @@ aten = torch.ops.aten
 #: Matrix products: the first on each thread takes a workspace for good (aten/src/ATen/cuda/CublasHandlePool.cpp).
 MATRIX_PRODUCTS = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default})
 
-#: (place, bytes) of what a kernel takes at once beside its results.
+#: (place, bytes) of what a kernel takes beside its results.
 Transients = list[tuple[str, int]]
 Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], Transients]
 
 
-def transients(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Transients:
-    """What the kernel of ``function`` takes beside its results and gives back when it ends."""
+def transients(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, kernels: Kernels
+) -> Iterator[Transients]:
+    """What the kernel of ``function`` takes beside its results and gives back when it ends: of each part that it runs
+    one after the other, what it takes at once."""
     rule = _RULES.get(function)
-    return [] if rule is None else [(place, size) for place, size in rule(args, kwargs, result) if size > 0]
+    if rule is not None:
+        yield [(place, size) for place, size in rule(args, kwargs, result) if size > 0]
+    elif function is _EFFICIENT_BACKWARD and args[1].element_size() == FLOAT_BYTES:
+        batch, heads, queries, size = args[1].shape
+        for part in efficient_backward_workspaces(batch, heads, queries, size):
+            yield [(DEVICE, each) for each in part]
+    elif function in _REDUCTIONS and kernels.multiprocessors is not None:
+        yield from _reduced(function, args, kwargs, result, kernels.multiprocessors)
 
 
 class Workspaces:
     """The matrix libraries' workspaces: for good, one for each thread (the caller's and autograd's) and stream."""
 
     def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+        self.kernels = kernels
         self._have: set[tuple[str, bool, int]] = set()
 
     def wanted(self, function: Any, args: tuple[Any, ...], stream: int) -> list[int]:
         """Bytes that a matrix product takes in this order, where it is the first of its library, thread and stream."""
         if function not in MATRIX_PRODUCTS:
             return []
-        libraries = [("blas", self._kernels.workspace_bytes)]
+        libraries = [("blas", self.kernels.workspace_bytes)]
         if function is aten.addmm.default and args[0].dim() == 1:
             # A product with a bias goes to cublasLt (aten/src/ATen/native/cuda/Blas.cpp, addmm_out_cuda_impl), whose
             # handle is cuBLAS's own, workspace and all (CublasHandlePool.cpp, getCurrentCUDABlasLtHandle).
-            libraries.insert(0, ("lt", self._kernels.lt_workspace_bytes))
+            libraries.append(("lt", self.kernels.lt_workspace_bytes))
         sizes = []
         for library, size in libraries:
             key = (library, in_backward(), stream)
@@ -92,9 +105,64 @@ def _flash_backward(args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any
     return found
 
 
+def _softmax_backward(args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any) -> Transients:
+    # aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out: the product of gradient and output
+    return [(DEVICE, args[0].numel() * max(args[0].element_size(), args[1].element_size()))]
+
+
+def _embedding_backward(args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any) -> Transients:
+    gradient, indices, num_rows = args[:3]
+    sizes = embedding_backward_workspaces(indices.numel(), num_rows, gradient.shape[-1])
+    return [(DEVICE, size) for size in sizes]
+
+
+_EFFICIENT_BACKWARD = aten._scaled_dot_product_efficient_attention_backward.default
+_SUMS = frozenset({aten.sum.default, aten.sum.dim_IntList})
+_REDUCTIONS = _SUMS | {
+    aten.mean.default,
+    aten.mean.dim,
+    aten.linalg_vector_norm.default,
+    aten.any.default,
+    aten.any.dim,
+    aten.all.default,
+}
+#: Positions of the dimensions among the arguments; the norm's come after its order.
+_DIMENSIONS = {aten.linalg_vector_norm.default: 2}
+#: ReduceSumProdKernel.cu, sum_functor: values of half precision that a thread loads at once.
+_VECTOR_OF_HALVES = 8
+
+
+def _reduced(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, device: Multiprocessors
+) -> Iterator[Transients]:
+    """aten/src/ATen/native/cuda/Reduce.cuh: the parts that blocks of threads leave to one another."""
+    x = args[0]
+    if x.device.type == "cpu" or not x.numel():
+        return
+    at = _DIMENSIONS.get(function, 1)
+    given = args[at] if len(args) > at else kwargs.get("dim")
+    dimensions = range(x.dim()) if given is None or given == [] else [given] if isinstance(given, int) else given
+    size = result.element_size() if result.element_size() > x.element_size() >= FLOAT_BYTES else x.element_size()
+    found = reduction_workspaces(
+        tuple(x.shape),
+        x.stride(),
+        [dimension % x.dim() for dimension in dimensions] if x.dim() else [],
+        device,
+        element_bytes=size,
+        accumulator_bytes=1 if result.dtype is torch.bool else max(size, FLOAT_BYTES),
+        input_vector=_VECTOR_OF_HALVES if size == HALF_BYTES and function in _SUMS else VECTOR,
+    )
+    for each in found:
+        yield [(DEVICE, each.buffer_bytes), (DEVICE, each.semaphore_bytes)]
+
+
+HALF_BYTES, FLOAT_BYTES = 2, 4
+
 _RULES: dict[Any, Rule] = {
     aten.copy_.default: _copied,
     aten._to_copy.default: _moved,
     aten.isinf.default: _is_inf,
     aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    aten._softmax_backward_data.default: _softmax_backward,
+    aten.embedding_dense_backward.default: _embedding_backward,
 }

@@ -25,6 +25,7 @@ _COPY = aten.copy_.default
 _CAT = aten.cat.default
 #: Tensors, from where on fake tensors take longer to look up what is known of a concatenation than it takes.
 _MANY = 8
+_FILLED = frozenset({aten.ones.default, aten.zeros.default})
 _CASTS = frozenset({aten._to_copy.default, _COPY})
 #: Takes its mask before its output (aten/src/ATen/native/cuda/Dropout.cu, dropout_cuda), and returns them in that order
 #: reversed: which of them gets a cached block depends on it.
@@ -85,7 +86,9 @@ class Tracker(TorchDispatchMode):
         pinned = kwargs.pop("pin_memory", None) is True and not self._one_pool
         elsewhere = bool(args) and (func in _CASTS or kwargs.get("device") is not None)
         constant = getattr(args[0], "constant", None) if elsewhere else None
-        if func is _CAT and len(args[0]) > _MANY:
+        if func in _FILLED:
+            result = _filled(args, kwargs)
+        elif func is _CAT and len(args[0]) > _MANY:
             result = _cat(*args, **kwargs)
         elif constant is not None:  # fake tensors would compute it, for which the pretend device has no kernels
             args[0].constant = None
@@ -131,12 +134,10 @@ class Tracker(TorchDispatchMode):
             return
         for wanted in self._workspaces.wanted(func, args, self._memory.stream):
             self._memory.allocate(DEVICE, wanted, Cause("workspace", "matrix library", "CublasHandlePool.cpp"))
-        held = [
-            self._memory.allocate(place, size, cause or self._cause(func))
-            for place, size in transients(func, args, kwargs, result)
-        ]
-        for allocation in held:
-            self._memory.free(allocation)
+        for taken in transients(func, args, kwargs, result, self._workspaces.kernels):
+            held = [self._memory.allocate(place, size, cause or self._cause(func)) for place, size in taken]
+            for allocation in reversed(held):
+                self._memory.free(allocation)
 
     def _cause(self, func: Callable[..., Any]) -> Cause:
         function, where = caller(3)
@@ -165,6 +166,14 @@ class Tracker(TorchDispatchMode):
         if self._held.get(reference.key) is reference:
             del self._held[reference.key]
         self._memory.free(reference.allocation)
+
+
+def _filled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Uninitialised: of a fake tensor nobody sees the difference. What fake tensors do instead is written in Python
+    (torch/_refs, ones), and would come back to torch.full and torch.empty, which zero.Init has replaced by constructors
+    that cast."""
+    wanted = {name: value for name, value in kwargs.items() if value is not None}
+    return aten.empty.memory_format(*args, **wanted)
 
 
 def _cat(tensors: list[Any], dim: int = 0) -> Any:

@@ -1,0 +1,257 @@
+"""Llama's block, which most families share: norm, attention, norm, MLP with residuals.
+
+Legend: e bytes of an element, b micro batch, s sequence, h width, f width of the MLP, d head size.
+"""
+
+from __future__ import annotations
+
+from dsplan import operators
+from dsplan.attention import QKV
+from dsplan.decoders import attention, mlp
+from dsplan.decoders.attention import GroupedShape
+from dsplan.decoders.experts import Mixture
+from dsplan.decoders.pieces import BLOCK, QWEN2_MOE, STREAM, Piece
+from dsplan.decoders.rotary import contiguous_gradient, part_of, rotate, rotate_parts
+from dsplan.families import Experts, Parameter
+from dsplan.families.decoder import FUSED, GATED, GATED_FUSED, SANDWICH
+from dsplan.operators import BACKWARD, WORKING
+from dsplan.tape import Storage, Tensor
+
+
+class Block(Piece):
+    """Norm, attention, norm, MLP with residuals, under activation checkpointing or not."""
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.decoder.kinds[self.kind.parameters]
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = self.workload.activation_checkpointing
+        if not self.kind.needs_gradient:
+            self._constants[id(x)] = x
+            if not any(self.trains.values()):
+                out = self.constant(lambda: self.tape.module(BLOCK, self.block, x))
+                self.tape.drop(x)
+                return out
+
+        def block(y: Tensor) -> Tensor:
+            return self.tape.module(BLOCK, self.block, y)
+
+        out = block(x) if kind == "none" else self.tape.checkpoint(block, x, stops_early=kind == "torch")
+        self.tape.drop(x)
+        return out
+
+    def block(self, x: Tensor) -> Tensor:
+        t = self.tape
+        sandwich = self.decoder.residual == SANDWICH
+        middle = self.branch(x, "input_layernorm", "self_attn", "post_attention_layernorm" if sandwich else "")
+        before = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
+        out = self.branch(middle, before, "mlp", "post_feedforward_layernorm" if sandwich else "")
+        t.drop(middle)
+        return out
+
+    def branch(self, x: Tensor, before: str, name: str, after: str) -> Tensor:
+        """``x + after(module(before(x)))``: one half of a block."""
+        if not self.needs_gradient(x) and not any(
+            trained for each, trained in self.trains.items() if each.startswith((f"{name}.", f"{before}."))
+        ):
+            return self.constant(lambda: self.branched(x, before, name, after))
+        return self.branched(x, before, name, after)
+
+    def branched(self, x: Tensor, before: str, name: str, after: str) -> Tensor:
+        t = self.tape
+        normalised = self.norm(x, before)
+        result = t.module(name, self.attention if name == "self_attn" else self.mlp, normalised)
+        t.drop(normalised)
+        if after:
+            scaled = self.norm(result, after, WORKING)
+            t.drop(result)
+            result = scaled
+        out = operators.add(t, x, result, STREAM)
+        t.drop(result)
+        return out
+
+    # Attention.
+
+    def attention(self, x: Tensor) -> Tensor:
+        t, d = self.tape, self.decoder
+        q, k, v = self.fused_projections(x) if d.qkv == FUSED else self.projections(x)
+        joins = d.qkv == FUSED
+        if joins:
+            rotated_q, rotated_k = rotate_parts(t, q, k, (d.rotary_size, d.head_size), QKV)
+        else:
+            rotated_q, rotated_k = (self.rotated_whole(each) for each in (q, k))
+        t.drop(q, k)
+        shape = self.grouped_shape()
+        if self.eager:
+            context = attention.eager(t, rotated_q, rotated_k, v, shape, softcap=d.softcap is not None)
+        elif self.has_window:
+            context = attention.windowed(t, rotated_q, rotated_k, v, shape)
+        else:
+            context = attention.fused(t, rotated_q, rotated_k, v, shape)
+            if joins:  # the result has its heads in the order of the queries, which cat has made contiguous
+                context = attention.copied(t, context)
+        width = d.num_attention_heads * d.head_size
+        out = self.linear(context, "self_attn.o_proj", self.h, WORKING, bias=d.output_bias, n_in=width)
+        t.drop(context, rotated_q, rotated_k, v)
+        return out
+
+    def rotated_whole(self, x: Tensor) -> Tensor:
+        """Queries or keys, all of whose elements rotate."""
+        if self.needs_gradient(x):
+            return rotate(self.tape, x, QKV)
+        return self.constant(lambda: rotate(self.tape, x, QKV))
+
+    def grouped_shape(self) -> GroupedShape:
+        """Sizes of the attention core."""
+        d = self.decoder
+        return GroupedShape(
+            batch=self.b,
+            length=self.s,
+            heads=d.num_attention_heads,
+            key_value_heads=d.num_key_value_heads,
+            head_size=d.head_size,
+            element_bytes=self.e,
+            is_half=self.workload.precision == "fp16",
+            dropout=d.attention_dropout,
+        )
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values from a product each; with norms of their heads where the family has them."""
+        d = self.decoder
+        q = self.projection(x, "q", d.num_attention_heads)
+        k = self.projection(x, "k", d.num_key_value_heads)
+        v = self.linear(x, "self_attn.v_proj", d.num_key_value_heads * d.head_size, QKV, bias=d.qkv_bias)
+        return q, k, v
+
+    def projection(self, x: Tensor, name: str, heads: int) -> Tensor:
+        t, d = self.tape, self.decoder
+        term = WORKING if d.qk_norm and self.e != 4 else QKV
+        flat = self.linear(x, f"self_attn.{name}_proj", heads * d.head_size, term, bias=d.qkv_bias)
+        if self.needs_gradient(flat):
+            by_head: Tensor = contiguous_gradient(t, flat)
+        else:
+            by_head = self.constant(lambda: t.view(flat.storage))
+        t.drop(flat)
+        if not d.qk_norm:
+            return by_head
+        normalised = self.norm(by_head, f"self_attn.{name}_norm", QKV, heads=heads)
+        t.drop(by_head)
+        return normalised
+
+    def fused_projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Phi-3: slices of one product; each slice's gradient comes back in a tensor of the whole (slice_backward)."""
+        t, d = self.tape, self.decoder
+        widths = (d.num_attention_heads, d.num_key_value_heads, d.num_key_value_heads)
+        whole = self.linear(x, "self_attn.qkv_proj", sum(widths) * d.head_size, QKV, bias=d.qkv_bias)
+        q, k, v = (part_of(t, whole, self.e * self.tokens * heads * d.head_size) for heads in widths)
+        t.drop(whole)
+        by_head = contiguous_gradient(t, q), contiguous_gradient(t, k)
+        t.drop(q, k)
+        return *by_head, v
+
+    # The MLP.
+
+    def mlp(self, x: Tensor) -> Tensor:
+        d = self.decoder
+        if d.experts is not None and f"{d.experts.module}.gate.weight" in self.trains:
+            return self.mixture(x, d.experts)
+        if d.mlp == GATED_FUSED:
+            return self.fused_mlp(x)
+        assert d.mlp == GATED
+        return self.gated_mlp(x, "mlp", d.intermediate_size)
+
+    def gated_mlp(self, x: Tensor, name: str, f: int, *, flat: bool = False) -> Tensor:
+        """``down(act(gate(x)) · up(x))`` of width ``f``; ``flat``: of tokens in one dimension."""
+        t, bias = self.tape, self.decoder.mlp_bias
+        linear = self.flat_linear if flat else self.linear
+        gate = linear(x, f"{name}.gate_proj", f, mlp.GATED, bias=bias)
+        active = t.module(f"{name}.act_fn", self.activate, gate)
+        t.drop(gate)
+        up = linear(x, f"{name}.up_proj", f, mlp.GATED, bias=bias)
+        product = mlp.multiply(t, active, up, mlp.GATED)
+        t.drop(active, up)
+        out = linear(product, f"{name}.down_proj", self.h, WORKING, bias=bias, n_in=f)
+        t.drop(product)
+        return out
+
+    def mixture(self, x: Tensor, experts: Experts) -> Tensor:
+        """Routed experts, and where the family has them the experts that every token goes through."""
+        t, held = self.tape, list[Tensor]()
+        mixture = Mixture(t, experts, tokens=self.tokens, width=self.h, element_bytes=self.e)
+        if not experts.shared_size:
+            return mixture.run(x)
+        if self.decoder.causal_lm == QWEN2_MOE:
+            return self.gated_mixture(x, experts, mixture)
+        routed = mixture.routed(x, held)
+        shared = t.module(
+            "mlp.shared_experts", lambda y: self.gated_mlp(y, "mlp.shared_experts", experts.shared_size), x
+        )
+        out = operators.add(t, routed, shared, WORKING)
+        t.drop(shared, routed, *held)
+        return out
+
+    def gated_mixture(self, x: Tensor, experts: Experts, mixture: Mixture) -> Tensor:
+        """Qwen 2 MoE: the shared expert behind a gate of its own (modeling_qwen2_moe.py Qwen2MoeSparseMoeBlock)."""
+        t, held, name = self.tape, list[Tensor](), "mlp.shared_expert"
+        shared = t.module(name, lambda y: self.gated_mlp(y, name, experts.shared_size, flat=True), x)
+        routed = mixture.routed(x, held)
+        plain = self.flat_linear(x, f"{name}_gate", 1, WORKING, bias=False)
+        gate = mlp.relu(t, plain, WORKING)  # sigmoid saves its result, as relu does
+        t.drop(plain)
+        scaled = mlp.scaled_by_rows(t, gate, shared, WORKING)
+        out = operators.add(t, routed, scaled, WORKING)
+        t.drop(routed, scaled, shared, gate, *held)
+        return out
+
+    def fused_mlp(self, x: Tensor) -> Tensor:
+        """Phi-3: gate and up are halves of one product (modeling_phi3.py Phi3MLP.forward)."""
+        t, f = self.tape, self.decoder.intermediate_size
+        whole = self.linear(x, "mlp.gate_up_proj", 2 * f, mlp.GATED, bias=False)
+        half = self.e * self.tokens * f
+        gate, up = Tensor(t.hold(whole.storage)), Tensor(t.hold(whole.storage))
+        halves: list[Storage] = []
+
+        def backward_chunk(_: Storage) -> None:
+            joined = t.allocate(whole.storage.size, BACKWARD)
+            for gradient in halves:
+                t.release(gradient)
+            t.give(whole, joined)
+
+        def backward_gate(gradient: Storage) -> None:
+            halves.append(gradient)
+            backward_chunk(gradient)
+
+        t.node(gate, backward_gate)
+        t.node(up, halves.append)
+        kept = t.save(gate)
+        active = t.tensor(half, mlp.GATED)
+
+        def backward_activation(gradient: Storage) -> None:
+            dx = t.allocate(half, BACKWARD)
+            t.release(gradient)
+            t.forget(kept)
+            t.give(gate, dx)
+
+        t.node(active, backward_activation)
+        kept_both = t.save(up), t.save(active)
+        product = t.tensor(half, mlp.GATED)
+
+        def backward_product(gradient: Storage) -> None:
+            d_up, d_active = t.allocate(half, BACKWARD), t.allocate(half, BACKWARD)
+            t.release(gradient)
+            t.forget(*kept_both)
+            t.give(up, d_up)
+            t.give(active, d_active)
+
+        t.node(product, backward_product)
+        t.drop(active)
+        out = self.linear(product, "mlp.down_proj", self.h, WORKING, bias=False, n_in=f)
+        t.drop(product, gate, up, whole)
+        return out
+
+    def activate(self, x: Tensor) -> Tensor:
+        name = self.decoder.activation
+        if name == "gelu_new":
+            return operators.gelu_new(self.tape, x, mlp.GATED)
+        return (mlp.relu if name == "relu" else mlp.activation)(self.tape, x, mlp.GATED)

@@ -1,0 +1,96 @@
+"""Stretches: the model's programs cut where an engine wants to be called.
+
+Between two calls only the program's own tensors come and go, so a stretch of its events is two numbers: how far it
+rises over its start, and what it leaves behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Generic, TypeVar
+
+from dsplan.activations import Program
+from dsplan.engine.gathering import acts
+from dsplan.model import ModelShape
+from dsplan.tape import ALLOC, FREE, GRADIENT, PRODUCT, Event
+
+T = TypeVar("T")
+#: (rise, net, kind, index): a stretch of device events, then a gradient or a module's hook, or nothing (-1).
+Stretch = tuple[int, int, int, int]
+#: (rise, net) in device bytes of what an engine does at one call.
+Effect = tuple[int, int]
+NOTHING: Effect = (0, 0)
+#: Blocks one after the other: how many do the same, and what at each call.
+Runs = Sequence[tuple[int, tuple[Effect, ...]]]
+#: Forward and backward of one piece.
+Stretches = tuple[tuple[Stretch, ...], tuple[Stretch, ...]]
+
+
+def compress(model: ModelShape, program: Program, gradients: bool, modules: bool) -> Stretches:
+    """Forward and backward of a piece as stretches, cut where the engine wants to be called.
+
+    Args:
+        gradients: at every parameter's gradient.
+        modules: at every hook at which stage 3 acts.
+    """
+    return _compress(model, Same(program), gradients, modules)
+
+
+class Same(Generic[T]):
+    """A thing as the key of a cache: itself, for to compare programs takes longer than to make them."""
+
+    __slots__ = ("thing",)
+
+    def __init__(self, thing: T) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.thing is self.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+@lru_cache(maxsize=1024)
+def _compress(model: ModelShape, same: Same[Program], gradients: bool, modules: bool) -> Stretches:
+    indices = gradient_indices(model)
+
+    def stretches_of(events: tuple[Event, ...]) -> tuple[Stretch, ...]:
+        stretches: list[Stretch] = []
+        level = rise = 0
+        for kind, size, what in events:
+            if kind == ALLOC:
+                level += size
+                rise = max(rise, level)
+            elif kind == FREE:
+                level -= size
+            elif (
+                kind == PRODUCT
+                or (kind == GRADIENT and gradients)
+                or (kind != GRADIENT and modules and acts(model, kind, what))
+            ):
+                index = indices[what] if kind == GRADIENT and isinstance(what, str) else -1
+                stretches.append((rise, level, kind, index))
+                level = rise = 0
+        stretches.append((rise, level, -1, -1))
+        return tuple(stretches)
+
+    return stretches_of(same.thing.forward), stretches_of(same.thing.backward)
+
+
+def first_of_block(model: ModelShape, layer: int) -> int:
+    """Index of a block's first parameter, in torch's order; the blocks are alike."""
+    return len(model.embedding_parameters) + layer * len(model.block_parameters)
+
+
+@lru_cache(maxsize=64)
+def gradient_indices(model: ModelShape) -> dict[str, int]:
+    """Index of each parameter: within its block, or the complement of its index in the model."""
+    indices = {parameter.name: index for index, parameter in enumerate(model.block_parameters)}
+    first_of_head = first_of_block(model, model.num_layers)
+    for index, parameter in enumerate(model.embedding_parameters):
+        indices[parameter.name] = ~index
+    for index, parameter in enumerate(model.head_parameters):
+        indices[parameter.name] = ~(first_of_head + index)
+    return indices

@@ -1,0 +1,140 @@
+"""Varied: what a walk does of a decoder whose layers differ, or of which not every parameter is trained.
+
+What the engines do depends on the parameters that are trained alone: theirs is a model of those
+(:mod:`dsplan.engine.trained`). The others are there from the beginning, in the model's type, and get no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+from dsplan import states
+from dsplan.activations import Program, block_programs, layers_vary
+from dsplan.engine.base import Engine, Run
+from dsplan.engine.gathering import acts
+from dsplan.engine.stretches import Same
+from dsplan.engine.trained import trained_part
+from dsplan.errors import InputError
+from dsplan.kernels import Kernels
+from dsplan.ledger import Ledger, Term
+from dsplan.model import ModelShape
+from dsplan.plan import Plan
+from dsplan.tape import ALLOC, FREE, GRADIENT, PRODUCT, Event
+
+#: The stage at which modules are hooked, and what is not trained follows rules that are not modelled.
+STAGE_OF_HOOKS = 3
+#: Threads that multiply once the backward pass has begun: the program's and autograd's.
+AUTOGRADS_THREAD = 2
+#: (rise, net, kind, name): a stretch of device events, then what comes there.
+NamedStretch = tuple[int, int, int, str]
+
+
+class Varied:
+    """The programs of each layer, and the parameters that are not trained."""
+
+    def __init__(self, model: ModelShape, plan: Plan, engine: Engine, kernels: Kernels) -> None:
+        self.model = model
+        self.engine = engine
+        self.e = engine.e
+        self.one_pool = kernels.one_pool
+        self.blocks = block_programs(model, plan.workload, kernels)
+        self.indices = {parameter.name: index for index, parameter in enumerate(engine.run.model.parameters)}
+        self.frozen = [parameter.numel for parameter in model.parameters if not parameter.trained]
+
+    def initialise(self) -> None:
+        """Beside what the engine does: what is not trained is cast and moved with the model, and stays as it is."""
+        ledger: Ledger = self.engine.ledger
+        on_host, cast = [4 * numel for numel in self.frozen], [self.e * numel for numel in self.frozen]
+        ledger.alloc_many(states.HOST_MODEL, on_host)
+        if self.one_pool:
+            ledger.free_many(states.HOST_MODEL, on_host)
+        ledger.alloc_many(states.PARAMETERS, cast)
+        self.engine.initialise()
+        if not self.one_pool:
+            ledger.free_many(states.HOST_MODEL, on_host)
+
+    def of_layer(self, layer: int) -> tuple[Program, str]:
+        """The program of a layer's block, and what comes before the names of its parameters."""
+        return self.blocks[layer], f"{self.model.block_prefix}{layer}."
+
+    def replay(
+        self, program: Program, prefix: str, workspaces: Callable[[int], None], *, backward: bool, cut: bool
+    ) -> None:
+        """Replay a pass of a piece.
+
+        Args:
+            program: of an end of the model; a block's comes from :meth:`of_layer`.
+            prefix: what comes before the names in it.
+            workspaces: sees to it that so many threads have multiplied.
+            backward: whether it is the backward pass.
+            cut: whether the engine has to know of every gradient, whatever it asks for.
+        """
+        ledger, engine = self.engine.ledger, self.engine
+        if ledger.detailed:
+            for kind, size, what in program.backward if backward else program.forward:
+                if isinstance(what, Term):
+                    sign = 1 if kind == ALLOC else -1
+                    ledger.event(what, sign * size, sign)
+                elif kind in (GRADIENT, PRODUCT) or acts(self.model, kind, what):
+                    self._call(kind, what, prefix, workspaces)
+            return
+        gradients = engine.follows_gradients or cut or bool(self.frozen)
+        for rise, net, kind, name in _stretches(self.model, Same(program), gradients, engine.follows_modules)[backward]:
+            ledger.rise_and_settle(rise, net)
+            self._call(kind, name, prefix, workspaces)
+
+    def _call(self, kind: int, name: str, prefix: str, workspaces: Callable[[int], None]) -> None:
+        if kind == GRADIENT:
+            self.engine.gradient(self.indices[prefix + name])
+        elif kind == PRODUCT:
+            workspaces(AUTOGRADS_THREAD)
+        elif kind > 0 and self.engine.follows_modules:
+            self.engine.module(kind)
+
+
+def varied_of(run: Run, engine: Engine, kernels: Kernels) -> Varied | None:
+    """What a walk of ``run`` needs where layers differ or not all is trained; None where it is a plain one."""
+    return Varied(run.model, run.plan, engine, kernels) if layers_vary(run.model, run.plan.workload) else None
+
+
+def trained_run(run: Run) -> Run:
+    """``run`` as its engine knows it: of the parameters that are trained.
+
+    Raises:
+        InputError: it is of stage 3, and a parameter is not trained.
+    """
+    if run.model.num_trained_parameters == run.model.num_parameters:
+        return run
+    if run.plan.zero.stage == STAGE_OF_HOOKS:
+        raise InputError(
+            f"model_type {run.model.model_type}: the formulas do not cover parameters that are not trained at stage 3; "
+            "a dry run does: dsplan verify --device fake"
+        )
+    return replace(run, model=trained_part(run.model))
+
+
+@lru_cache(maxsize=1024)
+def _stretches(
+    model: ModelShape, same: Same[Program], gradients: bool, modules: bool
+) -> tuple[tuple[NamedStretch, ...], tuple[NamedStretch, ...]]:
+    """Forward and backward of a piece, cut where the engine wants to be called."""
+
+    def cut(events: tuple[Event, ...]) -> tuple[NamedStretch, ...]:
+        found: list[NamedStretch] = []
+        level = rise = 0
+        for kind, size, what in events:
+            if kind == ALLOC:
+                level += size
+                rise = max(rise, level)
+            elif kind == FREE:
+                level -= size
+            elif kind == PRODUCT or (gradients if kind == GRADIENT else modules and acts(model, kind, what)):
+                assert isinstance(what, str)
+                found.append((rise, level, kind, what))
+                level = rise = 0
+        found.append((rise, level, -1, ""))
+        return tuple(found)
+
+    return cut(same.thing.forward), cut(same.thing.backward)

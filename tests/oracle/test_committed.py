@@ -1,0 +1,59 @@
+"""The grid of 400 that was dry-run once (``python -m tests.oracle --keep``), against the formulas as they are now."""
+
+from __future__ import annotations
+
+import statistics
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from dsplan.units import MIB
+from tests.oracle.grid import cases
+from tests.oracle.kept import Kept, predicted_again, read_kept
+from tests.oracle.report import report
+
+ROOT = Path(__file__).parents[2]
+COUNT, SEED = 400, 20261121
+KEPT = ROOT / "tests" / "data" / "oracle.jsonl"
+
+
+@cache
+def kept() -> tuple[Kept, ...]:
+    return tuple(read_kept(KEPT))
+
+
+@cache
+def again() -> tuple[Kept, ...]:
+    found = {case.name: case for case in cases(COUNT, SEED)}
+    return tuple(predicted_again(each, found[each.name]) for each in kept())
+
+
+def test_the_whole_grid_was_dry_run() -> None:
+    assert [each.name for each in kept()] == [case.name for case in cases(COUNT, SEED)]
+
+
+def test_what_was_kept_is_what_the_formulas_say() -> None:
+    assert again() == kept(), "run: python -m tests.oracle --count 400 --seed 20261121 --keep ... --report ..."
+
+
+def test_the_page_is_what_the_command_writes() -> None:
+    page = (ROOT / "docs" / "oracle.md").read_text(encoding="utf-8")
+    assert page == report(list(kept()), COUNT, SEED, []), "run: python -m tests.oracle ... --report docs/oracle.md"
+
+
+def test_every_phase_is_within_what_was_asked_for() -> None:
+    errors = []
+    for each in again():
+        for step, phase, predicted, found in each.phases:
+            error, percent = predicted - found, 100 * (predicted - found) / found
+            errors.append(abs(percent))
+            assert abs(percent) <= 2 or abs(error) <= 16 * MIB, (each.name, step, phase)
+            assert percent >= -1 or error >= -8 * MIB, (each.name, step, phase)
+    assert statistics.median(errors) <= 0.5
+
+
+@pytest.mark.parametrize("name", ["tensors", "allocated"])
+def test_the_median_of_the_peaks_is_within_what_was_asked_for(name: str) -> None:
+    pairs = [each.peak if name == "tensors" else each.allocated for each in again()]
+    assert statistics.median(100 * abs(predicted - found) / found for predicted, found in pairs) <= 0.2

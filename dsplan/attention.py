@@ -62,7 +62,7 @@ def eager(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
     """``softmax(q kᵀ / √d + mask) v`` in elementary operators, as minGPT writes it."""
     one, scores = shape.values_bytes, shape.element_bytes * shape.num_scores
     value = t.view(qkv.storage)
-    q, k = t.tensor(one, QKV), t.tensor(one, QKV)
+    q, k = head_first(t, qkv, shape), head_first(t, qkv, shape)
     kept_qk = [t.save(q), t.save(k)]
     raw = t.tensor(scores, WORKING)
     t.drop(q, k)
@@ -101,7 +101,7 @@ def eager(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
         probabilities,
     )
     t.drop(probabilities)
-    v = t.tensor(one, QKV)
+    v = head_first(t, qkv, shape)
     kept_v, kept_dropped = t.save(v), t.save(dropped)
     heads_first = t.tensor(one, WORKING)
     t.drop(v, dropped)
@@ -119,6 +119,14 @@ def eager(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
         t.give(dropped, d_dropped)
 
     return t.node(out, backward_values)
+
+
+def head_first(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
+    """Queries, keys or values with samples and heads as one dimension, as ``bmm`` takes them.
+
+    Of several samples that is a copy; of one it is a view, which holds what ``c_attn`` made (aten matmul, reshape).
+    """
+    return t.view(qkv.storage) if shape.batch == 1 else t.tensor(shape.values_bytes, QKV)
 
 
 def fused(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:

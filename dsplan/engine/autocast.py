@@ -248,7 +248,7 @@ def _eager(t: Tape, qkv: Tensor, shape: attention.AttentionShape) -> Tensor:
     one, scores = shape.values_bytes, shape.element_bytes * shape.num_scores
     full = FULL * shape.num_scores
     value = t.view(qkv.storage)
-    q, k = t.tensor(one, attention.QKV), t.tensor(one, attention.QKV)
+    q, k = attention.head_first(t, qkv, shape), attention.head_first(t, qkv, shape)
     kept_qk = [t.save(q), t.save(k)]
     raw = t.tensor(scores, WORKING)
     t.drop(q, k)
@@ -299,7 +299,7 @@ def _weighted_values(t: Tape, value: Tensor, probabilities: Tensor, shape: atten
     )
     t.drop(probabilities)
     dropped_half = cast(t, dropped, scores, attention.SCORES)
-    v = t.tensor(one, attention.QKV)
+    v = attention.head_first(t, value, shape)
     kept_v, kept_dropped = t.save(v), t.save(dropped_half)
     heads_first = t.tensor(one, WORKING)
     t.drop(v, dropped, dropped_half)

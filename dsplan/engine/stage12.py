@@ -46,6 +46,8 @@ class Stage12(BlocksAtOnce):
         self.host_accumulation_exists = False
         # Reduced gradients in storages of their own: freed in the epilogue; or, the rank's own, kept for the step.
         self.leftovers: list[int] = []
+        # Of other ranks and reduced on a stream of their own: cleared before the next collective.
+        self.reduced: list[int] = []
         self.fresh: list[int] = []
         self.kept: list[int] = []
         self._empty_bucket()
@@ -167,17 +169,26 @@ class Stage12(BlocksAtOnce):
         """reduce_ipg_grads: the collective, then owned gradients move into the partition."""
         if not self.bucket:
             return
+        self._clear_reduced()
         self._collective()
         for index in self.bucket:
             numel = self.sizes[index]
             separate = not self.contiguous or index == self.oversized
             if index in self.owned:
                 self._keep_owned(index, separate=separate)
+            elif separate and self.zero.stage == 2 and self.overlap and not self.contiguous:
+                self.reduced.append(index)
             elif separate and self.zero.stage == 2:
                 self.ledger.free(states.GRADIENTS, self.e * numel)
             elif separate:
                 self.leftovers.append(index)  # stage 1 clears them in the epilogue
         self._empty_bucket()
+
+    def _clear_reduced(self) -> None:
+        """_clear_previous_reduced_grads."""
+        if self.reduced:
+            self._free_gradients(self.reduced)
+            self.reduced = []
 
     def _collective(self) -> None:
         """average_tensor: the slices of the bucket, a group of them at a time (allreduce_bucket)."""
@@ -277,6 +288,7 @@ class Stage12(BlocksAtOnce):
             self._setup_buckets()
             self._reduce_all()
         self._reduce_bucket()
+        self._clear_reduced()
         if self.buckets_exist:
             for _ in range(2 if self.overlap else 1):
                 ledger.free(buffers.REDUCE_BUCKET, self.bucket_bytes)

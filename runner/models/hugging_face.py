@@ -6,11 +6,13 @@ enters, the loss that the model computes from ``labels``, and no cache of keys a
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from dsplan.errors import MissingExtraError
+from dsplan.modelfile import FLASH_ATTENTION
 from runner.models.adapters import adapt
 from runner.models.checkpointing import checkpoint_function
 from runner.spec import RunSpec
@@ -23,7 +25,7 @@ class CausalLm:
     """The ``*ForCausalLM`` of a configuration of transformers'.
 
     Raises:
-        MissingExtraError: transformers is not installed.
+        MissingExtraError: transformers is not installed, or flash-attn where its kernel is asked for.
     """
 
     def __init__(self, model: Mapping[str, Any]) -> None:
@@ -37,6 +39,11 @@ class CausalLm:
             ) from error
         keys = dict(model)
         self._attention = keys.pop("attn_implementation", None)
+        if self._attention == FLASH_ATTENTION and importlib.util.find_spec("flash_attn") is None:
+            raise MissingExtraError(
+                f"attn_implementation: {FLASH_ATTENTION} needs flash-attn, which is not installed; "
+                "take --attention sdpa, or install flash-attn"
+            )
         self._trained = dict(keys.pop("dsplan", {}))
         # Their weights' type is DeepSpeed's business.
         for key in ("dtype", "torch_dtype", "architectures"):

@@ -173,8 +173,9 @@ def test_a_cap_that_is_too_small_names_phase_step_and_line(
     gpt2 = ["--device", "fake", "--gpu", "h200", "--model", "gpt2", "--gpus", "1"]
     code, error = place.run(*gpt2, "--strategy", strategy, "--cap", cap)
     assert code == EXIT_OUT_OF_MEMORY
-    first, second = error.splitlines()
+    first, second, third = error.splitlines()
     assert re.match(rf"dsplan: error: rank 0 ran out of memory {expected}", first), first
+    assert re.match(r"The plan had said: does not fit: .* at the peak, .* to live with", third), third
     # The log of a run that failed is kept.
     (folder,) = place.left()
     assert second == f"The whole log: {place.temporary / folder / 'launcher.log'}"

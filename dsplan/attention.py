@@ -196,15 +196,12 @@ def _efficient_workspaces(t: Tape, shape: AttentionShape) -> None:
         t.temporary(FLOAT_BYTES * shape.batch * shape.heads * shape.length, ACCUMULATOR)
         return
     for part in efficient_backward_workspaces(shape.batch, shape.heads, shape.length, shape.head_width):
-        for taken in [t.allocate(size, ACCUMULATOR) for size in part]:
-            t.release(taken)
+        t.temporaries(part, ACCUMULATOR)
 
 
 def _accumulate(t: Tape, shape: AttentionShape) -> None:
     rows = shape.batch * shape.heads * round_up(shape.length, 128)
-    accumulator = t.allocate(4 * rows * round_up(shape.head_width, 32), ACCUMULATOR)
-    t.temporary(4 * rows, ACCUMULATOR)
-    t.release(accumulator)
+    t.temporaries((4 * rows * round_up(shape.head_width, 32), 4 * rows), ACCUMULATOR)
 
 
 def _concatenate_gradients(t: Tape, qkv: Tensor, parts: list[Storage], *, copies: int, size: int) -> None:

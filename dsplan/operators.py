@@ -83,10 +83,7 @@ def bias_gradient(
     found = t.allocate((4 if wide else element_bytes) * columns, term)
     device = t.kernels.multiprocessors
     workspace = column_sum_workspace(rows, columns, device, element_bytes=element_bytes) if device else None
-    if workspace is not None:
-        buffer = t.allocate(workspace.buffer_bytes, WORKSPACE)
-        t.temporary(workspace.semaphore_bytes, WORKSPACE)
-        t.release(buffer)
+    t.temporaries(workspace or (), WORKSPACE)
     return found
 
 
@@ -104,9 +101,7 @@ def embedding_gradient(t: Tape, num_indices: int, num_rows: int, width: int, ele
     """``aten::embedding_dense_backward``: the whole table's gradient."""
     found = t.allocate(element_bytes * num_rows * width, PARAMETER_GRADIENT)
     if not t.kernels.one_pool:
-        taken = [t.allocate(size, WORKSPACE) for size in embedding_backward_workspaces(num_indices, num_rows, width)]
-        for each in reversed(taken):
-            t.release(each)
+        t.temporaries(embedding_backward_workspaces(num_indices, num_rows, width), WORKSPACE)
     return found
 
 

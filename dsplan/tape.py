@@ -8,7 +8,7 @@ events that the walk replays for every layer alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from dsplan.kernels import Kernels
@@ -112,7 +112,12 @@ class Tape:
 
     def temporary(self, size: int, term: Term) -> None:
         """Allocated and freed within one operator."""
-        self.release(self.allocate(size, term))
+        self.temporaries((size,), term)
+
+    def temporaries(self, sizes: Iterable[int], term: Term) -> None:
+        """Several that live at once within one operator, which destroys them last first."""
+        for taken in reversed([self.allocate(size, term) for size in sizes]):
+            self.release(taken)
 
     def mark(self, kind: int, name: str) -> None:
         if not self._stopped:

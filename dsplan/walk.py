@@ -30,7 +30,7 @@ from dsplan.engine.outline import (
 from dsplan.engine.stretches import Stretch, compress, first_of_block, gradient_indices
 from dsplan.engine.tracing import Interned, TracingLedger
 from dsplan.engine.trained import trained_part
-from dsplan.engine.varied import trained_run, varied_of
+from dsplan.engine.varied import AUTOGRADS_THREAD, trained_run, varied_of
 from dsplan.hardware import Accelerator
 from dsplan.kernels import Kernels
 from dsplan.ledger import PAGEABLE, PINNED, Ledger, MemoryTerm, PhaseMemory, StepMemory, Term
@@ -44,8 +44,6 @@ from dsplan.workload import Workload
 #: (stage 3 records its trace in the first and prefetches from the second on).
 FIRST_STEP = "first step"
 STEADY_STATE = "steady state"
-#: Threads that multiply once the backward pass has begun: the program's and autograd's.
-AUTOGRADS_THREAD = 2
 #: Stage 3 puts a linear layer of its own in the place of torch's (deepspeed/runtime/zero/linear.py).
 STAGE_OF_OWN_LINEAR = 3
 

@@ -6,37 +6,20 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import traceback
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from runner.orphan import exit_with_parent
 from runner.spec import RunSpec
-from runner.train import Reporter
+from runner.train import Reporter, as_rank
 
 #: Steps that are not counted: the first makes optimizer states, stage 3 first prefetches in the second.
 WARMUP = 3
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("spec", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--local_rank", type=int, default=0)
-    arguments = parser.parse_args()
-    exit_with_parent()
-    reporter = Reporter(arguments.output, int(os.environ.get("RANK", "0")))
-    try:
-        reporter.record(timed(RunSpec.read(arguments.spec), reporter))
-    except BaseException as error:
-        reporter.failure(error)
-        traceback.print_exc()
-        return 1
-    return 0
+    return as_rank(timed)
 
 
 def timed(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -74,6 +74,11 @@ class Reporter:
 
 
 def main() -> int:
+    return as_rank(train)
+
+
+def as_rank(work: Callable[[RunSpec, Reporter], dict[str, Any]]) -> int:
+    """Do ``work`` as the rank that DeepSpeed's launcher has started, and leave its record, or how it failed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("spec", type=Path)
     parser.add_argument("output", type=Path)
@@ -82,7 +87,7 @@ def main() -> int:
     exit_with_parent()
     reporter = Reporter(arguments.output, int(os.environ.get("RANK", "0")))
     try:
-        reporter.record(train(RunSpec.read(arguments.spec), reporter))
+        reporter.record(work(RunSpec.read(arguments.spec), reporter))
     except BaseException as error:
         reporter.failure(error)
         traceback.print_exc()

@@ -15,7 +15,7 @@ from dsplan.attention import QKV
 from dsplan.decoders import attention, mlp
 from dsplan.decoders.block import Block
 from dsplan.decoders.pieces import STREAM
-from dsplan.decoders.rotary import Part, part_of, rotate, size_of
+from dsplan.decoders.rotary import Part, expanded, part_of, rotate, size_of
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import Storage, Tape, Tensor
@@ -43,7 +43,7 @@ class FalconBlock(Block):
         queries = part_of(t, qkv, element * heads)
         picked = [_picked(t, qkv, element * groups) for _ in range(2)]
         q = _copied(t, queries, element * heads)
-        k, v = (_copied(t, _broadcast(t, each, element * heads), element * heads) for each in picked)
+        k, v = (_copied(t, expanded(t, each, element * heads), element * heads) for each in picked)
         t.drop(queries, *picked)
         rotated_q, rotated_k = rotate(t, q, QKV), rotate(t, k, QKV)
         t.drop(q, k)
@@ -102,19 +102,6 @@ def _picked(t: Tape, whole: Tensor, size: int) -> Tensor:
         t.give(whole, found)
 
     return t.node(out, backward)
-
-
-def _broadcast(t: Tape, x: Tensor, size: int) -> Part:
-    """``broadcast_to``: the gradient is summed over the heads of a group."""
-    part = Part(t.hold(x.storage), size)
-
-    def backward(gradient: Storage) -> None:
-        summed = t.allocate(x.storage.size, BACKWARD)
-        t.release(gradient)
-        t.give(x, summed)
-
-    t.node(part, backward)
-    return part
 
 
 def _copied(t: Tape, part: Part, size: int) -> Tensor:

@@ -18,6 +18,7 @@ from dsplan.decoders.block import Block
 from dsplan.decoders.rotary import (
     Part,
     contiguous_gradient,
+    expanded,
     joined,
     rotate,
     rotate_complex,
@@ -101,24 +102,11 @@ class LatentBlock(Block):
         whole = contiguous_gradient(t, flat)
         t.drop(flat)
         plain, values = split(t, whole, [element * latent.plain, element * latent.value])
-        spread = _expanded(t, rotated, element * latent.rotary)
+        spread = expanded(t, rotated, element * latent.rotary)
         size = element * (latent.plain + latent.rotary)
         keys = _copied_into(t, plain, spread, size)
         t.drop(plain, spread, whole)
         return keys, values
-
-
-def _expanded(t: Tape, x: Tensor, size: int) -> Part:
-    """``expand`` over the heads, to ``size`` bytes if they were there: the gradient is summed over them."""
-    part = Part(t.hold(x.storage), size)
-
-    def backward(gradient: Storage) -> None:
-        summed = t.allocate(x.storage.size, BACKWARD)
-        t.release(gradient)
-        t.give(x, summed)
-
-    t.node(part, backward)
-    return part
 
 
 def _copied_into(t: Tape, plain: Part, spread: Part, size: int) -> Tensor:

@@ -53,6 +53,19 @@ class Part(Tensor):
         self.size = size
 
 
+def expanded(t: Tape, x: Tensor, size: int) -> Part:
+    """``expand`` or ``broadcast_to`` over heads, ``size`` bytes if they were there: its gradient is their sum."""
+    part = Part(t.hold(x.storage), size)
+
+    def backward(gradient: Storage) -> None:
+        summed = t.allocate(x.storage.size, BACKWARD)
+        t.release(gradient)
+        t.give(x, summed)
+
+    t.node(part, backward)
+    return part
+
+
 def part_of(t: Tape, x: Tensor, size: int) -> Part:
     """``x[..., a:b]``: its gradient comes back in a tensor of the whole (slice_backward)."""
     part = Part(t.hold(x.storage), size)

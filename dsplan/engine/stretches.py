@@ -6,7 +6,7 @@ rises over its start, and what it leaves behind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Generic, TypeVar
 
@@ -57,26 +57,30 @@ def _compress(model: ModelShape, same: Same[Program], gradients: bool, modules: 
     indices = gradient_indices(model)
 
     def stretches_of(events: tuple[Event, ...]) -> tuple[Stretch, ...]:
-        stretches: list[Stretch] = []
-        level = rise = 0
-        for kind, size, what in events:
-            if kind == ALLOC:
-                level += size
-                rise = max(rise, level)
-            elif kind == FREE:
-                level -= size
-            elif (
-                kind == PRODUCT
-                or (kind == GRADIENT and gradients)
-                or (kind != GRADIENT and modules and acts(model, kind, what))
-            ):
-                index = indices[what] if kind == GRADIENT and isinstance(what, str) else -1
-                stretches.append((rise, level, kind, index))
-                level = rise = 0
-        stretches.append((rise, level, -1, -1))
-        return tuple(stretches)
+        return tuple(
+            (rise, net, kind, indices[name] if kind == GRADIENT else -1)
+            for rise, net, kind, name in named_stretches(model, events, gradients, modules)
+        )
 
     return stretches_of(same.thing.forward), stretches_of(same.thing.backward)
+
+
+def named_stretches(
+    model: ModelShape, events: tuple[Event, ...], gradients: bool, modules: bool
+) -> Iterator[tuple[int, int, int, str]]:
+    """The stretches of a program, each with the name of what comes at its end; after the last one nothing comes."""
+    level = rise = 0
+    for kind, size, what in events:
+        if kind == ALLOC:
+            level += size
+            rise = max(rise, level)
+        elif kind == FREE:
+            level -= size
+        elif kind == PRODUCT or (gradients if kind == GRADIENT else modules and acts(model, kind, what)):
+            assert isinstance(what, str)
+            yield rise, level, kind, what
+            level = rise = 0
+    yield rise, level, -1, ""
 
 
 def first_of_block(model: ModelShape, layer: int) -> int:

@@ -14,14 +14,14 @@ from dsplan import states
 from dsplan.activations import Program, block_programs, layers_vary
 from dsplan.engine.base import Engine, Run
 from dsplan.engine.gathering import acts
-from dsplan.engine.stretches import Same
+from dsplan.engine.stretches import Same, named_stretches
 from dsplan.engine.trained import trained_part
 from dsplan.errors import InputError
 from dsplan.kernels import Kernels
 from dsplan.ledger import Ledger, Term
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
-from dsplan.tape import ALLOC, FREE, GRADIENT, PRODUCT, Event
+from dsplan.tape import ALLOC, GRADIENT, PRODUCT
 
 #: The stage at which modules are hooked, and what is not trained follows rules that are not modelled.
 STAGE_OF_HOOKS = 3
@@ -120,21 +120,7 @@ def _stretches(
     model: ModelShape, same: Same[Program], gradients: bool, modules: bool
 ) -> tuple[tuple[NamedStretch, ...], tuple[NamedStretch, ...]]:
     """Forward and backward of a piece, cut where the engine wants to be called."""
-
-    def cut(events: tuple[Event, ...]) -> tuple[NamedStretch, ...]:
-        found: list[NamedStretch] = []
-        level = rise = 0
-        for kind, size, what in events:
-            if kind == ALLOC:
-                level += size
-                rise = max(rise, level)
-            elif kind == FREE:
-                level -= size
-            elif kind == PRODUCT or (gradients if kind == GRADIENT else modules and acts(model, kind, what)):
-                assert isinstance(what, str)
-                found.append((rise, level, kind, what))
-                level = rise = 0
-        found.append((rise, level, -1, ""))
-        return tuple(found)
-
-    return cut(same.thing.forward), cut(same.thing.backward)
+    program = same.thing
+    return tuple(named_stretches(model, program.forward, gradients, modules)), tuple(
+        named_stretches(model, program.backward, gradients, modules)
+    )

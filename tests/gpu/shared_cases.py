@@ -7,6 +7,7 @@ the same to the byte. The models of eight ranks are those of the published bench
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tests.gpu.cases import BENCH, CPU, SDPA, SETS, Case
 from tests.gpu.hf_cases import HfCase
@@ -17,37 +18,33 @@ def _again(name: str) -> Case:
     return replace(found, name=f"{name}-on2", devices=2)
 
 
+_FOUR: dict[str, Any] = {"gpus": 4, "devices": 2, "tune": True}
+
 SHARED_4 = [
     _again("gpt2-z0-bf16-n4"),
     _again("1.7B-z3-default-n4"),
     HfCase(
         name="llama-1b-z3-s2048-n4-on2",
-        gpus=4,
-        devices=2,
         model="llama-3.2-1b",
         stage=3,
-        tune=True,
+        **_FOUR,
         micro_batch_size=1,
         sequence_length=2048,
     ),
     HfCase(
         name="qwen2.5-0.5b-z2-ckpt-s4096-n4-on2",
-        gpus=4,
-        devices=2,
         model="qwen2.5-0.5b",
         stage=2,
-        tune=True,
+        **_FOUR,
         checkpointing="torch",
         micro_batch_size=1,
         sequence_length=4096,
     ),
     HfCase(
         name="llama-8b-8l-z3-ckpt-s4096-n4-on2",
-        gpus=4,
-        devices=2,
         model="llama-3.1-8b",
         stage=3,
-        tune=True,
+        **_FOUR,
         shape={"num_layers": 8},
         checkpointing="torch",
         micro_batch_size=1,
@@ -55,25 +52,21 @@ SHARED_4 = [
     ),
     Case(
         name="gpt2-large-z2-offload-gas2-n4-on2",
-        gpus=4,
-        devices=2,
         model="gpt2-large",
         zero=CPU,
-        tune=True,
+        **_FOUR,
         gradient_accumulation_steps=2,
         micro_batch_size=2,
         shape=SDPA,
     ),
     Case(
         name="gpt2-xl-z1-fp16-ckpt-n4-on2",
-        gpus=4,
-        devices=2,
         model="gpt2-xl",
         stage=1,
         precision="fp16",
         checkpointing="torch",
         micro_batch_size=2,
-        tune=True,
+        **_FOUR,
     ),
 ]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from dsplan.efficient_attention import efficient_backward_workspaces
+from dsplan.efficient_attention import FLOAT_BYTES, efficient_backward_workspaces
 from dsplan.embeddings import embedding_backward_workspaces
 from dsplan.kernels import Kernels
-from dsplan.reductions import VECTOR, Multiprocessors, reduction_workspaces
+from dsplan.reductions import VECTOR, reduction_workspaces
 from runner.device.fake.memory import DEVICE, PAGEABLE
 
 aten = torch.ops.aten
@@ -21,6 +21,9 @@ MATRIX_PRODUCTS = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.defau
 #: (place, bytes) of what a kernel takes beside its results.
 Transients = list[tuple[str, int]]
 Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], Transients]
+#: The same of a kernel that runs in parts, one after the other.
+Parts = Callable[[tuple[Any, ...], dict[str, Any], Any, Kernels], Iterator[Transients]]
+HALF_BYTES = 2
 
 
 def transients(
@@ -28,15 +31,9 @@ def transients(
 ) -> Iterator[Transients]:
     """What the kernel of ``function`` takes beside its results and gives back when it ends: of each part that it runs
     one after the other, what it takes at once."""
-    rule = _RULES.get(function)
-    if rule is not None:
-        yield [(place, size) for place, size in rule(args, kwargs, result) if size > 0]
-    elif function is _EFFICIENT_BACKWARD and args[1].element_size() == FLOAT_BYTES:
-        batch, heads, queries, size = args[1].shape
-        for part in efficient_backward_workspaces(batch, heads, queries, size):
-            yield [(DEVICE, each) for each in part]
-    elif function in _REDUCTIONS and kernels.multiprocessors is not None:
-        yield from _reduced(function, args, kwargs, result, kernels.multiprocessors)
+    parts = _PARTS.get(function)
+    for part in () if parts is None else parts(args, kwargs, result, kernels):
+        yield [(place, size) for place, size in part if size > 0]
 
 
 class Workspaces:
@@ -116,53 +113,63 @@ def _embedding_backward(args: tuple[Any, ...], _kwargs: dict[str, Any], _result:
     return [(DEVICE, size) for size in sizes]
 
 
-_EFFICIENT_BACKWARD = aten._scaled_dot_product_efficient_attention_backward.default
-_SUMS = frozenset({aten.sum.default, aten.sum.dim_IntList})
-_REDUCTIONS = _SUMS | {
-    aten.mean.default,
-    aten.mean.dim,
-    aten.linalg_vector_norm.default,
-    aten.any.default,
-    aten.any.dim,
-    aten.all.default,
-}
-#: Positions of the dimensions among the arguments; the norm's come after its order.
-_DIMENSIONS = {aten.linalg_vector_norm.default: 2}
-#: ReduceSumProdKernel.cu, sum_functor: values of half precision that a thread loads at once.
-_VECTOR_OF_HALVES = 8
-
-
-def _reduced(
-    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, device: Multiprocessors
+def _efficient_backward(
+    args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any, _kernels: Kernels
 ) -> Iterator[Transients]:
-    """aten/src/ATen/native/cuda/Reduce.cuh: the parts that blocks of threads leave to one another."""
-    x = args[0]
-    if x.device.type == "cpu" or not x.numel():
-        return
-    at = _DIMENSIONS.get(function, 1)
-    given = args[at] if len(args) > at else kwargs.get("dim")
-    dimensions = range(x.dim()) if given is None or given == [] else [given] if isinstance(given, int) else given
-    size = result.element_size() if result.element_size() > x.element_size() >= FLOAT_BYTES else x.element_size()
-    found = reduction_workspaces(
-        tuple(x.shape),
-        x.stride(),
-        [dimension % x.dim() for dimension in dimensions] if x.dim() else [],
-        device,
-        element_bytes=size,
-        accumulator_bytes=1 if result.dtype is torch.bool else max(size, FLOAT_BYTES),
-        input_vector=_VECTOR_OF_HALVES if size == HALF_BYTES and function in _SUMS else VECTOR,
-    )
-    for each in found:
-        yield [(DEVICE, each.buffer_bytes), (DEVICE, each.semaphore_bytes)]
+    if args[1].element_size() == FLOAT_BYTES:
+        for part in efficient_backward_workspaces(*args[1].shape):
+            yield [(DEVICE, size) for size in part]
 
 
-HALF_BYTES, FLOAT_BYTES = 2, 4
+def _at_once(rule: Rule) -> Parts:
+    return lambda args, kwargs, result, _: iter((rule(args, kwargs, result),))
 
-_RULES: dict[Any, Rule] = {
-    aten.copy_.default: _copied,
-    aten._to_copy.default: _moved,
-    aten.isinf.default: _is_inf,
-    aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
-    aten._softmax_backward_data.default: _softmax_backward,
-    aten.embedding_dense_backward.default: _embedding_backward,
+
+def _reducing(*, dimensions_at: int = 1, vector_of_halves: int = VECTOR) -> Parts:
+    """aten/src/ATen/native/cuda/Reduce.cuh: the parts that blocks of threads leave to one another.
+
+    Args:
+        dimensions_at: position of the dimensions among the arguments.
+        vector_of_halves: values of half precision that a thread loads at once.
+    """
+
+    def parts(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, kernels: Kernels) -> Iterator[Transients]:
+        x, device = args[0], kernels.multiprocessors
+        if device is None or x.device.type == "cpu" or not x.numel():
+            return
+        given = args[dimensions_at] if len(args) > dimensions_at else kwargs.get("dim")
+        dimensions = range(x.dim()) if given is None or given == [] else [given] if isinstance(given, int) else given
+        size = result.element_size() if result.element_size() > x.element_size() >= FLOAT_BYTES else x.element_size()
+        found = reduction_workspaces(
+            tuple(x.shape),
+            x.stride(),
+            [dimension % x.dim() for dimension in dimensions] if x.dim() else [],
+            device,
+            element_bytes=size,
+            accumulator_bytes=1 if result.dtype is torch.bool else max(size, FLOAT_BYTES),
+            input_vector=vector_of_halves if size == HALF_BYTES else VECTOR,
+        )
+        for each in found:
+            yield [(DEVICE, each.buffer_bytes), (DEVICE, each.semaphore_bytes)]
+
+    return parts
+
+
+_SUM = _reducing(vector_of_halves=8)  # ReduceSumProdKernel.cu, sum_functor
+_PARTS: dict[Any, Parts] = {
+    aten.copy_.default: _at_once(_copied),
+    aten._to_copy.default: _at_once(_moved),
+    aten.isinf.default: _at_once(_is_inf),
+    aten._scaled_dot_product_flash_attention_backward.default: _at_once(_flash_backward),
+    aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
+    aten._softmax_backward_data.default: _at_once(_softmax_backward),
+    aten.embedding_dense_backward.default: _at_once(_embedding_backward),
+    aten.sum.default: _SUM,
+    aten.sum.dim_IntList: _SUM,
+    aten.mean.default: _reducing(),
+    aten.mean.dim: _reducing(),
+    aten.linalg_vector_norm.default: _reducing(dimensions_at=2),  # after its order
+    aten.any.default: _reducing(),
+    aten.any.dim: _reducing(),
+    aten.all.default: _reducing(),
 }

@@ -90,7 +90,8 @@ def eager(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
         t.forget(*kept_qk)
         d_v = t.take_gradient(value)
         assert d_v is not None
-        _concatenate_gradients(t, qkv, [d_v, d_q, d_k], copies=2, size=one)
+        # That of the keys comes transposed (bmm's backward), and so does that of the values: they are copied.
+        _concatenate_gradients(t, qkv, [d_v, d_k, d_q], copies=2, size=one)
 
     t.node(probabilities, backward_scores)
     dropped = t.module(

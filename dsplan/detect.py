@@ -22,6 +22,8 @@ STATUS = Path("/proc/self/status")
 SHARED_MEMORY = Path("/dev/shm")
 #: Where DeepSpeed is told how to pin host memory (deepspeed/utils/pin_memory.py).
 PINNING = "DS_PIN_MEMORY_BACKEND"
+#: Fixes the size from which glibc maps memory apart, in bytes (mallopt(3)).
+MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 #: capabilities(7): a process that has CAP_IPC_LOCK may lock what it likes.
 _CAP_IPC_LOCK = 14
 
@@ -81,7 +83,14 @@ def host_limits(folders: Iterable[str] = ()) -> HostLimits:
         shared_bytes=_shared_bytes(),
         locks_pinned_memory=os.environ.get(PINNING, "").strip().casefold() == "native",
         drives=tuple(drive for folder in dict.fromkeys(folders) if (drive := _drive(folder)) is not None),
+        mmap_threshold_bytes=_mmap_threshold_bytes(),
     )
+
+
+def _mmap_threshold_bytes() -> int | None:
+    """None where it is not fixed, or not as a number."""
+    value = os.environ.get(MMAP_THRESHOLD, "").strip()
+    return int(value) if value.isascii() and value.isdigit() else None
 
 
 def _locked_bytes() -> int | None:

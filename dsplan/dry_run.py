@@ -40,11 +40,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretendHost:
-    """Peaks of the host's memory that a real rank would show, by kind; ``process_bytes`` is its base."""
+    """Peaks of the host's memory that a real rank would show, by kind; ``process_bytes`` is its base.
+
+    ``pinned_bytes`` is what torch's pinned allocator holds, ``locked_bytes`` what is locked outside of it (the buffers
+    of NVMe offload); 0 in records from before they were told apart, in which it is pageable.
+    """
 
     pageable_bytes: int
     pinned_bytes: int
     process_bytes: int
+    locked_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,7 @@ class DryRun:
         num_events: storages allocated and freed.
         seconds: how long it took.
         answers: how questions about data were answered.
+        early_release: collectives gave their tensors back as early as they can, at the next one; else at their wait.
         peaks: of every phase.
     """
 
@@ -92,6 +98,7 @@ class DryRun:
     answers: tuple[Answer, ...]
     host: PretendHost
     peaks: tuple[Peak, ...]
+    early_release: bool = False
 
     @property
     def num_answers(self) -> int:
@@ -125,4 +132,5 @@ def dry_run_from(document: Mapping[str, Any]) -> DryRun:
         peaks=tuple(
             Peak(**{**peak, "terms": tuple(PeakTerm(**term) for term in peak["terms"])}) for peak in document["peaks"]
         ),
+        early_release=document.get("early_release", False),
     )

@@ -19,7 +19,7 @@ from dsplan.plan import Plan
 from dsplan.recommend import recommend
 from dsplan.units import format_bytes
 from dsplan.verdict.host import host_estimate, judge_host
-from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, UNKNOWN, Pressed, firmly, lives, press
+from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, UNKNOWN, Pressed, firmly, fits_firmly, press
 from dsplan.verdict.remedies import Remedy, proposals
 from dsplan.verdict.rows import (
     BY_BOUND,
@@ -31,6 +31,7 @@ from dsplan.verdict.rows import (
     HostEstimate,
     PlanEstimate,
 )
+from dsplan.verdict.swap import pool_bytes
 from dsplan.walk import FIRST_STEP, STEADY_STATE, WalkResult, capacity_of, walk
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def estimate(
         cluster: the machines; without an accelerator no plan gets a verdict of its own.
         explain: list the terms that are live at each plan's peak.
         ladder: find the largest micro batch that fits (needs an accelerator), by the closed bound on fragmentation.
-        closely: replay the allocator for every plan, not only where its memory decides (:mod:`dsplan.verdict`), and
-            find the largest micro batch by replays too, and what would help a plan that does not fit.
+        closely: replay the allocator for every plan, not only where its memory decides (:mod:`dsplan.verdict`) or the
+            model is small (:mod:`dsplan.verdict.counted`), and find the largest micro batch by replays too, and what
+            would help a plan that does not fit.
         exactly: also find the longest sequence.
         on_progress: called with (plans done, plans in all).
     """
@@ -99,7 +101,7 @@ def _estimate_plan(
 ) -> PlanEstimate:
     _check_sequence(model, plan)
     walked = _Walked(model, plan, cluster)
-    device, host = walked.device, walked.host
+    device, host = walked.counted(however_large=closely or exactly), walked.host
 
     def overhead_on(card: Accelerator) -> int:
         return overhead_of(model, plan, card, cluster.world_size, host.pinned_bytes)
@@ -120,7 +122,7 @@ def _estimate_plan(
         fits_on=_cards(device, overhead_on),
         max_micro_batch_size=largest,
         max_sequence_length=longest,
-        terms=_terms(model, plan, cluster, device) if explain or (closely and verdict == DOES_NOT_FIT) else (),
+        terms=walked.terms(device.peak_bytes) if explain or (closely and verdict == DOES_NOT_FIT) else (),
         remedies=_remedies(model, plan, cluster, walked, pressed) if closely and verdict not in (FITS, UNKNOWN) else (),
         judged_by=BY_BOUND if pressed is None else BY_PEAK if pressed.reserved_bytes is None else BY_REPLAY,
         pressed=pressed,
@@ -160,8 +162,34 @@ class _Walked:
         self._capacity = capacity_of(cluster.accelerator, cluster.world_size)
         kernels = kernels_of(cluster.accelerator)
         result = walk(model, plan, cluster.world_size, kernels, capacity_bytes=self._capacity)
+        self._result = result
         self.device = _device(model, plan, result, cluster)
         self.host = host_estimate(model, plan, cluster, result, kernels)
+
+    def counted(self, *, however_large: bool) -> DeviceEstimate:
+        """The device as its allocator counts; for a small model that takes some milliseconds more."""
+        from dsplan.verdict.counted import counted
+
+        model, plan, cluster = self._model, self._plan, self._cluster
+        kernels = kernels_of(cluster.accelerator)
+        result = counted(
+            model,
+            plan,
+            cluster.world_size,
+            kernels,
+            self._result,
+            capacity_bytes=self._capacity,
+            however_large=however_large,
+        )
+        return self.device if result is self._result else _device(model, plan, result, cluster)
+
+    def terms(self, counted_bytes: int) -> tuple[MemoryTerm, ...]:
+        """What is live at the walk's peak, and what the allocator counts beside it; together ``counted_bytes``."""
+        from dsplan.verdict.counted import unsplit
+
+        found = _terms(self._model, self._plan, self._cluster, self.device)
+        rest = counted_bytes - self.device.peak_bytes
+        return (*found, unsplit(rest)) if rest else found
 
     @property
     def offered_bytes(self) -> int | None:
@@ -201,10 +229,8 @@ class _Walked:
             return _judge(self.device, self.host, self._cluster, None)[0] == FITS
         if judge_host(self.host, self._cluster).verdict != FITS:
             return False
-        if not lives(self._candidates, self.device.peak_bytes, offered):
-            return False
-        pressed = self.pressed()
-        return pressed is not None and pressed.verdict == FITS
+        size = self._plan.workload.micro_batch_size
+        return fits_firmly(self._candidates, self.device.peak_bytes, offered, size, self._with_batch)
 
     def is_bounded(self) -> bool:
         """Whether it fits also with the fragmentation that runs under a cap have needed at most."""
@@ -229,13 +255,16 @@ def _check_sequence(model: ModelShape, plan: Plan) -> None:
 def overhead_of(
     model: ModelShape, plan: Plan, accelerator: Accelerator | None, world_size: int, pinned_bytes: int
 ) -> int:
-    """Device memory of a rank outside torch's allocator, in bytes; see :func:`dsplan.overhead.device_overhead`."""
+    """Device memory of a rank outside torch's allocator, in bytes; see :func:`dsplan.overhead.device_overhead`.
+
+    ``pinned_bytes`` is its page-locked host memory; the device maps what CUDA pins of it.
+    """
     workload = plan.workload
     kernel = kernels_of(accelerator).attention_kernel(element_bytes=workload.element_bytes, dropout=model.dropout)
     return device_overhead(
         accelerator,
         world_size,
-        pinned_bytes=pinned_bytes,
+        pinned_bytes=pool_bytes(model, plan, world_size, pinned_bytes),
         flash_attention=model.attention == "sdpa" and kernel == FLASH,
         fp16_stage3=plan.zero.stage == STAGE_THAT_CHECKS and workload.precision == "fp16",
     )
@@ -295,12 +324,8 @@ def _judge_pressed(pressed: Pressed, headroom: int) -> tuple[str, str, int]:
         return DOES_NOT_FIT, _fragmentation(pressed), min(headroom, -1)
     if pressed.verdict == FITS:
         return FITS, "", headroom
-    if pressed.smaller_that_dies is not None:
-        return (
-            TIGHT,
-            f"micro batch {pressed.smaller_that_dies} does not fit: it depends on how the pieces fall",
-            headroom,
-        )
+    if pressed.doubt:
+        return TIGHT, pressed.doubt, headroom
     asked = format_bytes(pressed.margin_bytes)
     return TIGHT, f"{format_bytes(max(headroom, 0))} would be left, and fits asks for {asked}", headroom
 
@@ -309,11 +334,8 @@ def _fragmentation(pressed: Pressed) -> str:
     """Why a plan does not fit whose tensors would."""
     assert pressed.least_bytes is not None
     assert pressed.moment is not None
-    moment = pressed.moment
-    step = "" if moment.step == INIT else f" of the {moment.step}"
     short = format_bytes(max(pressed.least_bytes - pressed.offered_bytes, 0))
-    where = f"in {moment.phase}{step}, {moment.moment}"
-    return f"the device is short by {short} {where}: its tensors have room, but not in one piece"
+    return f"the device is short by {short} in {pressed.moment.where}: its tensors have room, but not in one piece"
 
 
 def _cards(device: DeviceEstimate, overhead_on: Callable[[Accelerator], int]) -> tuple[str, ...]:

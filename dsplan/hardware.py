@@ -76,12 +76,15 @@ class HostLimits:
         shared_bytes: the size of /dev/shm; None: there is none, or it could not be asked.
         locks_pinned_memory: DeepSpeed locks pinned memory with mlock (DS_PIN_MEMORY_BACKEND=native), not with CUDA.
         drives: of the folders that are swapped to.
+        mmap_threshold_bytes: from which size on malloc maps memory apart, as MALLOC_MMAP_THRESHOLD_ fixes it; None: it
+            moves (:mod:`dsplan.verdict.heap`).
     """
 
     locked_bytes: int | None = None
     shared_bytes: int | None = None
     locks_pinned_memory: bool = False
     drives: tuple[Drive, ...] = ()
+    mmap_threshold_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,20 @@ class StepMemory:
         return self.phases[self.peak_phase].peak_bytes
 
 
+def worst_step(steps: tuple[StepMemory, ...]) -> StepMemory:
+    """Of the same step of several ranks the highest level and peak of each phase."""
+    worst = StepMemory(name=steps[0].name)
+    for phase, first in steps[0].phases.items():
+        level, peak, moment = first.level_bytes, first.peak_bytes, first.peak_moment
+        for step in steps[1:]:
+            memory = step.phases[phase]
+            level = max(level, memory.level_bytes)
+            if memory.peak_bytes > peak:
+                peak, moment = memory.peak_bytes, memory.peak_moment
+        worst.phases[phase] = PhaseMemory(level_bytes=level, peak_bytes=peak, peak_moment=moment)
+    return worst
+
+
 class Sizes(tuple[int, ...]):
     """Sizes of tensors in a row, of which stretches repeat, so that sums need not visit each.
 

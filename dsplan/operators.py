@@ -210,8 +210,8 @@ def gelu_new(t: Tape, x: Tensor, term: Term) -> Tensor:
     t.drop(half, one_plus)
 
     def backward(gradient: Storage) -> None:
+        d_tanh = t.allocate(size, BACKWARD)  # MulBackward0 takes the second factor's gradient first
         d_half = t.allocate(size, BACKWARD)
-        d_tanh = t.allocate(size, BACKWARD)
         t.release(gradient)
         t.forget(kept_one_plus, kept_half)
         d_argument = t.allocate(size, BACKWARD)

@@ -6,7 +6,7 @@ Legend: Ψ parameters, N ranks, n elements of one parameter.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -101,51 +101,55 @@ def worst_ranks(model: ModelShape, world_size: int, round_robin: bool = False) -
     sizes = parameter_sizes(model)
     size = padded_elements(model, world_size) // world_size
     if round_robin or world_size > len(sizes) // FEW_RANKS:
-        order = flat_order(model, world_size, round_robin=round_robin)
-        totals = _owned_by_rank([sizes[index] for index in order], size)
+        order = flat_order(model, world_size, round_robin=round_robin) if round_robin else range(len(sizes))
+        last, most = _last_and_most([sizes[index] for index in order] if round_robin else sizes, size)
     else:
-        totals = _owned_by_few(sizes, size, world_size)
+        last, most = _last_and_most_of_few(sizes, size, world_size)
     begin = flat_offsets(model, world_size, round_robin)[-1]
     head = begin // size, (begin + sizes[-1] - 1) // size
-    most = max(totals, key=lambda rank: (totals[rank], rank))
-    return tuple(dict.fromkeys((max(totals), most, 0, *head)))
+    return tuple(dict.fromkeys((last, most, 0, *head)))
 
 
-def _owned_by_rank(sizes: Sequence[int], size: int) -> dict[int, int]:
-    """Elements of the parameters that each rank owns; ``sizes`` in the order of the flat buffer.
+def _last_and_most(sizes: Iterable[int], size: int) -> tuple[int, int]:
+    """The last rank that owns anything, and the one that owns most elements, of several the last.
 
-    Ranks in the middle of one huge parameter all look alike; one of them is enough.
+    ``sizes`` in the order of the flat buffer. Ranks in the middle of one huge parameter all look alike; the first of
+    them stands for them.
     """
-    totals: dict[int, int] = {}
-    offset = current = held = 0  # held: of the rank ``current``, so far
+    end = current = held = most = highest = 0  # held: of the rank ``current``, so far
+    beyond = size  # where the range of ``current`` ends
     for numel in sizes:
-        begin = offset
-        offset += numel
-        last = (offset - 1) // size
-        if last == current:
+        begin = end
+        end += numel
+        if end <= beyond:
             held += numel
             continue
-        totals[current] = held
-        first = begin // size
-        for owner in {first, min(first + 1, last), last}:
-            totals[owner] = totals.get(owner, 0) + numel
-        current, held = last, totals[last]
-    totals[current] = held
-    return totals
+        first, last = current, (end - 1) // size
+        if begin < beyond:
+            held += numel
+        else:
+            first += 1
+        if held >= highest:
+            highest, most = held, current
+        if first + 1 < last and numel >= highest:
+            highest, most = numel, first + 1
+        current, held, beyond = last, numel, (last + 1) * size
+    return current, current if held >= highest else most
 
 
-def _owned_by_few(sizes: Sizes, size: int, world_size: int) -> dict[int, int]:
+def _last_and_most_of_few(sizes: Sizes, size: int, world_size: int) -> tuple[int, int]:
     """The same rank by rank, which is sooner done where many parameters are whole in a rank."""
-    totals = {}
     ends = sizes.ends
-    for rank in range(min(world_size, ceil_div(ends[-1], size))):
+    highest = most = 0
+    owners = min(world_size, ceil_div(ends[-1], size))
+    for rank in range(owners):
         first = bisect_right(ends, rank * size)
         last = bisect_left(ends, min((rank + 1) * size, ends[-1]))
         begin = ends[first] - sizes[first]
         in_the_middle = first == last and begin // size + 1 < rank < (ends[first] - 1) // size
-        if not in_the_middle:
-            totals[rank] = ends[last] - begin
-    return totals
+        if not in_the_middle and ends[last] - begin >= highest:
+            highest, most = ends[last] - begin, rank
+    return owners - 1, most
 
 
 @lru_cache(maxsize=256)

@@ -16,6 +16,7 @@ from dsplan.ledger import PhaseMemory, StepMemory
 from dsplan.measurement import STEP_PHASES, Measurement, PhaseRecord, StepRecord
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
+from dsplan.verdict.swap import pool_bytes
 from dsplan.walk import FIRST_STEP, STEADY_STATE, capacity_of, walk
 
 INIT = "init"
@@ -29,7 +30,7 @@ class Prediction:
     Attributes:
         init: building the model and ``deepspeed.initialize``.
         steps: the kinds of steps in order; the last is every further step.
-        pinned_bytes: peak of page-locked host memory; None: nothing is said of it.
+        pinned_bytes: peak of what torch's pinned allocator holds, as a record has it; None: nothing is said of it.
         host_bytes: peak of all host memory; where device and host are one memory, of both together. None likewise.
         peak_reserved_bytes: what the caching allocator holds at most over the steps; None: the formulas do not say.
         peak_device_bytes: what the driver shows at most after a phase of a step; None likewise.
@@ -50,24 +51,32 @@ def predict(
     world_size: int,
     *,
     rank: int | None = None,
+    replayed: bool = True,
 ) -> Prediction:
-    """The formulas' prediction for a plan on ``world_size`` devices like ``accelerator``.
+    """The formulas' prediction for a plan on ``world_size`` devices like ``accelerator``, as its allocator counts.
 
     Args:
         accelerator: None stands for a CUDA device of today.
         rank: whose memory is predicted; None: of each phase that of the worst.
+        replayed: with the remainders that only a replay of the allocator knows, also of a large model.
 
     Raises:
         InputError: a combination that the formulas do not model.
     """
+    from dsplan.verdict.counted import counted
+
     kernels = kernels_of(accelerator)
     capacity = capacity_of(accelerator, world_size)
-    result = walk(model, plan, world_size, kernels, rank=rank, capacity_bytes=capacity)
+    walked = walk(model, plan, world_size, kernels, rank=rank, capacity_bytes=capacity)
+    result = counted(
+        model, plan, world_size, kernels, walked, rank=rank, capacity_bytes=capacity, however_large=replayed
+    )
     together = max(step.peak_bytes for step in result.steps)
+    pinned = pool_bytes(model, plan, world_size, result.pinned_bytes)
     return Prediction(
         init=result.steps[0],
         steps=result.steps[1:],
-        pinned_bytes=result.pinned_bytes if kernels.pins_host_memory else 0,
+        pinned_bytes=pinned if kernels.pins_host_memory else 0,
         host_bytes=together if kernels.one_pool else result.host_bytes,
     )
 

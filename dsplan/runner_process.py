@@ -5,23 +5,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dsplan.errors import EXIT_BAD_INPUT, InputError, MissingExtraError, RunError
-from dsplan.pythonpath import pythonpath
-from dsplan.signals import handled, interrupt
+from dsplan import child_process
+from dsplan.child_process import supervised
+from dsplan.errors import EXIT_BAD_INPUT, InputError, RunError
 
-_NEEDED = ("torch", "deepspeed", "psutil")
-_END_S = 20.0  # the runner needs a few seconds to end its children
 STDERR_NAME = "runner.log"
 
 
@@ -42,26 +36,8 @@ def run_verification(
     spec_path, output_dir = spec_path.absolute(), output_dir.absolute()
     output_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "runner", str(spec_path), str(output_dir), "--timeout", str(timeout_s)]
-    with (output_dir / STDERR_NAME).open("wb") as stderr:
-        process = subprocess.Popen(
-            command,
-            env=_environment(),
-            # The current folder comes first on the path of `python -m`, and may hold a runner package of its own.
-            cwd=output_dir,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        # A SIGTERM ends the run as Ctrl-C does: left to itself it would leave torch's compile locks behind.
-        with process, handled(interrupt, [signal.SIGTERM]):
-            try:
-                last = _follow(process, on_progress)
-            except BaseException:
-                process.terminate()  # only the runner is told: it ends the ranks
-                raise
-            finally:
-                _await_end(process)
+    with (output_dir / STDERR_NAME).open("wb") as errors, supervised(command, output_dir, errors) as process:
+        last = _follow(process, on_progress)
     if last.get("event") == "done":
         return [json.loads(Path(path).read_text(encoding="utf-8")) for path in last["records"]]
     if last.get("event") == "failed":
@@ -74,12 +50,7 @@ def run_verification(
 
 def require_run_extra() -> None:
     """Raise MissingExtraError unless what a run needs is installed."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            f"a verification run needs {', '.join(missing)}, not installed for {sys.executable};"
-            " install it with: pip install 'dsplan[run]'"
-        )
+    child_process.require_run_extra("a verification run")
 
 
 def _follow(process: subprocess.Popen[bytes], on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -96,21 +67,3 @@ def _follow(process: subprocess.Popen[bytes], on_progress: Callable[[dict[str, A
             return event
         on_progress(event)
     return {}
-
-
-def _await_end(process: subprocess.Popen[bytes]) -> None:
-    """See the runner end: it has said its last word, or is cleaning up after having been told to."""
-    try:
-        process.wait(_END_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the ranks notice, and end themselves
-        if isinstance(error, KeyboardInterrupt):
-            raise
-
-
-def _environment() -> dict[str, str]:
-    env = dict(os.environ)
-    env["PYTHONPATH"] = pythonpath(("dsplan", "runner"), env.get("PYTHONPATH", ""))
-    env["DSPLAN_PARENT_PID"] = str(os.getpid())  # the runner ends itself when this process is gone
-    return env

@@ -39,10 +39,6 @@ _OFFLOADED = {
 }
 
 
-#: From this stage on the formulas take models all of whose parameters are trained.
-_STAGE_OF_TRAINED_ONLY = 3
-
-
 def standard_plans(
     model: ModelShape,
     workload: Workload,
@@ -73,7 +69,6 @@ def standard_plans(
                     workload=replace(workload, activation_checkpointing=kind),
                 )
                 for name, zero in group.items()
-                if zero.stage < _STAGE_OF_TRAINED_ONLY or model.num_trained_parameters == model.num_parameters
             ]
     return tuple(plans)
 

@@ -86,12 +86,11 @@ class Tape:
 
     def tensor(self, size: int, term: Term) -> Tensor:
         """A new tensor, held by the program until :meth:`drop`."""
-        return self.view(self.allocate(size, term), new=True)
+        return Tensor(self.allocate(size, term))
 
-    def view(self, storage: Storage, *, new: bool = False) -> Tensor:
+    def view(self, storage: Storage) -> Tensor:
         """A tensor over an existing storage; it holds it too."""
-        if not new:
-            self.hold(storage)
+        storage.references += 1
         return Tensor(storage)
 
     def drop(self, *tensors: Tensor) -> None:

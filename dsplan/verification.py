@@ -70,6 +70,7 @@ class Job:
         rank: which rank is dry-run; None for a real run.
         allocator: text of PYTORCH_CUDA_ALLOC_CONF that a dry run replays the allocator with.
         events: a dry run leaves its events in :data:`EVENTS` of the run's folder.
+        early_release: a dry run takes it that torch's watchdog sees each collective done before its wait.
         force: make a dry run also with versions of torch and DeepSpeed that it is not tested with.
     """
 
@@ -87,6 +88,7 @@ class Job:
     rank: int | None = None
     allocator: str = ""
     events: bool = False
+    early_release: bool = False
     force: bool = False
 
     def specification(self) -> dict[str, Any]:
@@ -114,6 +116,7 @@ class Job:
             "rank": self.rank,
             "target": asdict(target),
             "allocator": self.allocator,
+            "early_release": self.early_release,
             "force": self.force,
             # Blocks that the first update finds taken depend on the steps before it.
             "skipped_steps": self.against.num_skipped_first if isinstance(self.against, Reference) else 0,

@@ -14,6 +14,7 @@ from functools import lru_cache
 from dsplan.activations import INPUTS, Program, layers_vary
 from dsplan.engine import Run, candidate_ranks, engine_for, programs_for
 from dsplan.engine.checkpoints import checkpoints_of
+from dsplan.engine.chosen_leaves import with_chosen_leaf
 from dsplan.engine.gathering import MICRO_BATCHES, acts
 from dsplan.engine.outline import (
     BACKWARD,
@@ -33,7 +34,7 @@ from dsplan.engine.trained import trained_part
 from dsplan.engine.varied import AUTOGRADS_THREAD, trained_run, varied_of
 from dsplan.hardware import Accelerator
 from dsplan.kernels import Kernels
-from dsplan.ledger import PAGEABLE, PINNED, Ledger, MemoryTerm, PhaseMemory, StepMemory, Term
+from dsplan.ledger import PAGEABLE, PINNED, Ledger, MemoryTerm, StepMemory, Term, worst_step
 from dsplan.model import ModelShape
 from dsplan.overhead import LT_WORKSPACE, WORKSPACE, device_overhead
 from dsplan.plan import Plan
@@ -75,6 +76,7 @@ def walk(
     reaches it. ``capacity_bytes`` is what the device has for tensors (:func:`capacity_of`): where two copies of
     the model are more, stages 1 and 2 flatten it on the host. None: the device has room.
     """
+    model = with_chosen_leaf(model, plan.zero)
     ranks = candidate_ranks(trained_part(model), plan, world_size) if rank is None else (rank,)
     run = Run(
         model=model,
@@ -84,18 +86,35 @@ def walk(
         ledger=Ledger(kernels),
         capacity_bytes=capacity_bytes,
     )
-    results = _walk_outlined(run, ranks) if target is None and not layers_vary(model, plan.workload) else None
-    if results is None:
-        results = [_walk_rank(replace(run, ledger=Ledger(kernels, target=target), rank=one)) for one in ranks]
+    outlined = None if layers_vary(model, plan.workload) else _walk_outlined(run, ranks)
+    if outlined is not None and target is None:
+        return outlined
+    if outlined is not None and target is not None and _is_peak(outlined, target):
+        for one in ranks:  # of one that gets there the terms are wanted, of the others nothing more
+            alone = _walk_outlined(run, (one,))
+            if alone is not None and _is_peak(alone, target):
+                return replace(outlined, terms=_walk_rank(_detailed(run, one, target)).terms)
+    results = [_walk_rank(_detailed(run, one, target)) for one in ranks]
     if len(results) == 1:
         return results[0]
     return WalkResult(
-        steps=tuple(_worst(steps) for steps in zip(*(result.steps for result in results), strict=True)),
+        steps=tuple(worst_step(steps) for steps in zip(*(result.steps for result in results), strict=True)),
         pinned_bytes=max(result.pinned_bytes for result in results),
         pageable_bytes=max(result.pageable_bytes for result in results),
         host_bytes=max(result.host_bytes for result in results),
         terms=next((result.terms for result in results if result.terms), ()),
     )
+
+
+def _is_peak(result: WalkResult, target: tuple[str, str, int]) -> bool:
+    """Whether ``target`` is the peak of its step and phase."""
+    name, phase, size = target
+    found = [step.phases[phase].peak_bytes for step in result.steps if step.name == name and phase in step.phases]
+    return found == [size]
+
+
+def _detailed(run: Run, rank: int, target: tuple[str, str, int] | None) -> Run:
+    return replace(run, ledger=Ledger(run.kernels, target=target), rank=rank)
 
 
 def capacity_of(accelerator: Accelerator | None, world_size: int) -> int | None:
@@ -135,8 +154,8 @@ def _walk_rank(run: Run) -> WalkResult:
     )
 
 
-def _walk_outlined(run: Run, ranks: tuple[int, ...]) -> list[WalkResult] | None:
-    """The walks of ``ranks`` by their outlines; None where more than the programs depends on the batch."""
+def _walk_outlined(run: Run, ranks: tuple[int, ...]) -> WalkResult | None:
+    """The worst of ``ranks`` by their outlines; None where more than the programs depends on the batch."""
     key, capacity = WithoutBatch(run), run.capacity_bytes
     outlines = _outlines(key, ranks, None)
     if outlines is not None and capacity is not None and outlines.init_bytes > capacity:
@@ -146,17 +165,13 @@ def _walk_outlined(run: Run, ranks: tuple[int, ...]) -> list[WalkResult] | None:
     cut = cut_programs(run.model, programs_for(run, outlines.kernels), *outlines.cuts)
     if cut.calls != outlines.calls:
         return None
-    batch = Batch(cut, _tokens_bytes(run.plan.workload), run.kernels)
-    return [
-        WalkResult(
-            steps=one.walk(batch),
-            pinned_bytes=one.pinned_bytes,
-            pageable_bytes=one.pageable_bytes,
-            host_bytes=one.host_bytes,
-            terms=(),
-        )
-        for one in outlines.ranks
-    ]
+    return WalkResult(
+        steps=outlines.walk(Batch(cut, _tokens_bytes(run.plan.workload), run.kernels)),
+        pinned_bytes=max([one.pinned_bytes for one in outlines.ranks]),
+        pageable_bytes=max([one.pageable_bytes for one in outlines.ranks]),
+        host_bytes=max([one.host_bytes for one in outlines.ranks]),
+        terms=(),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -174,19 +189,6 @@ def _outlines(key: WithoutBatch, ranks: tuple[int, ...], capacity_bytes: int | N
     cuts = (walk.engine.follows_gradients, walk.engine.follows_modules)
     calls = cut_programs(run.model, walk.pieces, *cuts).calls
     return Outlines(ranks=tuple(found), cuts=cuts, calls=calls, kernels=walk.kernels)
-
-
-def _worst(steps: tuple[StepMemory, ...]) -> StepMemory:
-    worst = StepMemory(name=steps[0].name)
-    for phase, first in steps[0].phases.items():
-        level, peak, moment = first.level_bytes, first.peak_bytes, first.peak_moment
-        for step in steps[1:]:
-            memory = step.phases[phase]
-            level = max(level, memory.level_bytes)
-            if memory.peak_bytes > peak:
-                peak, moment = memory.peak_bytes, memory.peak_moment
-        worst.phases[phase] = PhaseMemory(level_bytes=level, peak_bytes=peak, peak_moment=moment)
-    return worst
 
 
 class Walk:

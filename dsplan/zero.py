@@ -47,6 +47,21 @@ class OffloadParam:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeafModule:
+    """``zero_optimization.leaf_module``: modules that stage 3 fetches whole, hooking nothing in them.
+
+    Attributes:
+        classes: their classes, bare or with their modules; None: DeepSpeed's own list, mixtures of experts
+            (``runtime/zero/leaf_module_config.py``, DEFAULT_LEAF_MODULE_CLASSES).
+        names, name_suffixes: their names in the model, and how those may end.
+    """
+
+    classes: tuple[str, ...] | None = None
+    names: tuple[str, ...] = ()
+    name_suffixes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroConfig:
     """``zero_optimization`` as DeepSpeed reads it; see DeepSpeed's documentation of each key.
 
@@ -70,6 +85,7 @@ class ZeroConfig:
     stage3_max_reuse_distance: int = 1_000_000_000
     memory_efficient_linear: bool = True
     zero_hpz_partition_size: int = 1
+    leaf_module: LeafModule = LeafModule()
     offload_optimizer: OffloadOptimizer = OffloadOptimizer()
     offload_param: OffloadParam = OffloadParam()
 

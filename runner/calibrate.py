@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ from dsplan.records import require_valid
 from runner.environment import child_environment
 from runner.launch import free_port
 from runner.orphan import PARENT_PID, exit_with_parent
+from runner.processes import GRACE_S
 from runner.spec import RunSpec
 
 SCHEMA_VERSION = 1
+#: What rank 0 writes of a part that is done, and of an operator that has to be compiled.
+_TOLD = re.compile(r" rows, |^(compiling|waiting for another process)")
 SECONDS = 70.0
 _TABLES = (
     *("linear", "products", "fused_attention", "elementwise", "optimizer", "launch", "host_link", "host"),
@@ -145,14 +149,25 @@ def _part(
             deadline = time.monotonic() + 4 * seconds + _COMPILING_S
             for line in _lines(children, log, deadline):
                 say(line)
-                changed(json.loads(output.read_text(encoding="utf-8")))
+                if output.exists():
+                    changed(json.loads(output.read_text(encoding="utf-8")))
         finally:
-            for child in children:
-                if child.poll() is None:
-                    child.kill()
-                child.wait()
+            _end(children)
     document: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return document
+
+
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    """End those that still run: told first, since one that compiles removes torch's lock then (``runner.child``)."""
+    for child in children:
+        child.terminate()
+    patience = time.monotonic() + GRACE_S
+    for child in children:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, patience - time.monotonic()))
+        if child.poll() is None:
+            child.kill()
+        child.wait()
 
 
 def _command(device: str, seconds: float, output: Path, nvme_path: Path | None) -> list[str]:
@@ -166,7 +181,7 @@ def _lines(children: list[subprocess.Popen[bytes]], log: Path, deadline: float) 
     while True:
         ended = all(child.poll() is not None for child in children)
         broken = any(child.returncode for child in children)
-        lines = [line for line in log.read_text(errors="replace").splitlines() if " rows, " in line]
+        lines = [line for line in log.read_text(errors="replace").splitlines() if _TOLD.search(line)]
         yield from lines[told:]
         told = len(lines)
         if broken:

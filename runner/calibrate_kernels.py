@@ -1,12 +1,13 @@
 """What one device does with the operators of a transformer: seconds of each over a grid of sizes.
 
-Every function returns rows of a profile (``schemas/profile.schema.json``). A row is the mean over repetitions
-that follow each other without a wait, so a row of a small operator is the time to launch it.
+Every function returns rows of a profile (``schemas/profile.schema.json``). A row is what the device
+takes, the host apart (:meth:`Bench.device_seconds`).
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: A vocabulary that no power of two divides, GPT-2's: products with it use other kernels.
 ODD_WIDTH = 50257
 #: Seconds and repetitions of a series, and how many there are.
-_LEAST_S, _MOST_REPETITIONS, _SERIES = 1.5e-3, 40, 3
+_LEAST_S, _MOST_REPETITIONS, _SERIES = 1.5e-3, 40, 5
+#: Seconds of matrix products before the first kernel is timed.
+_SETTLING_S = 0.5
+#: How long the device waits at most until a series is asked for, and the most cycles that it has in a second.
+_LONGEST_WAIT_S, _CYCLES_PER_S = 5e-3, 2.5e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +50,7 @@ class Bench:
         return made.requires_grad_(grad)
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """Mean seconds of ``call``, after two that are not counted: of three series the shortest.
-
-        What else happens on the machine, Python's collection of garbage with it, makes a series longer, never shorter.
-        """
+        """Mean seconds of ``call``, after two that are not counted: the median of five series."""
         call()
         self.device.synchronize()
         begun = time.perf_counter()
@@ -56,14 +58,55 @@ class Bench:
         self.device.synchronize()
         once = max(time.perf_counter() - begun, 1e-7)
         repetitions = max(1, min(_MOST_REPETITIONS, round(_LEAST_S / once)))
-        shortest = float("inf")
+        series = []
         for _ in range(_SERIES):
             begun = time.perf_counter()
             for _ in range(repetitions):
                 call()
             self.device.synchronize()
-            shortest = min(shortest, time.perf_counter() - begun)
-        return shortest / repetitions
+            series.append(time.perf_counter() - begun)
+        return statistics.median(series) / repetitions
+
+    def device_seconds(self, call: Callable[[], object]) -> float:
+        """Mean seconds that the device itself takes for ``call``: by its own clock, while the host is ahead.
+
+        A kernel that only waits goes first, so that all calls of a series lie asked for when it ends: no time of the
+        host is in it. The wait lets the device breathe besides, as the other kernels of a step do, which ask for less
+        power than products after products. On a host's own device :meth:`seconds`.
+        """
+        if self.device.torch_device().type != "cuda":
+            return self.seconds(call)
+        call()
+        self.device.synchronize()
+        begun = time.perf_counter()
+        call()
+        asking = time.perf_counter() - begun
+        self.device.synchronize()
+        once = max(time.perf_counter() - begun, 1e-7)
+        repetitions = min(_MOST_REPETITIONS, round(_LEAST_S / once), round(_LONGEST_WAIT_S / asking))
+        repetitions = max(1, repetitions)
+        cycles = round(min(2 * _LONGEST_WAIT_S, 1.5 * repetitions * asking + 1e-4) * _CYCLES_PER_S)
+        series = []
+        for _ in range(_SERIES):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+            begin.record()
+            for _ in range(repetitions):
+                call()
+            end.record()
+            self.device.synchronize()
+            series.append(1e-3 * float(begin.elapsed_time(end)))
+        return statistics.median(series) / repetitions
+
+    def settle(self, dtype: str) -> None:
+        """Wake an idle device, whose clock is a fraction of a run's."""
+        if self.device.torch_device().type != "cuda":
+            return
+        x = self.tensor(8192, 8192, dtype=DTYPES[dtype])
+        begun = time.monotonic()
+        while time.monotonic() - begun < _SETTLING_S:
+            x @ x
+            self.device.synchronize()
 
 
 def linear(bench: Bench, dtype: str) -> Iterator[Row]:
@@ -89,9 +132,9 @@ def linear(bench: Bench, dtype: str) -> Iterator[Row]:
                 "tokens": tokens,
                 "inputs": inputs,
                 "outputs": outputs,
-                "forward_s": bench.seconds(lambda x=x, weight=weight: F.linear(x, weight)),  # type: ignore[misc]
-                "grad_input_s": bench.seconds(lambda g=gradient, w=weight: g @ w),  # type: ignore[misc]
-                "grad_weight_s": bench.seconds(lambda g=gradient, x=x: g.t() @ x),  # type: ignore[misc]
+                "forward_s": bench.device_seconds(lambda x=x, weight=weight: F.linear(x, weight)),  # type: ignore[misc]
+                "grad_input_s": bench.device_seconds(lambda g=gradient, w=weight: g @ w),  # type: ignore[misc]
+                "grad_weight_s": bench.device_seconds(lambda g=gradient, x=x: g.t() @ x),  # type: ignore[misc]
             }
 
 
@@ -115,9 +158,9 @@ def products(bench: Bench, dtype: str) -> Iterator[Row]:
             "batch": batch,
             "rows": rows,
             "width": width,
-            "scores_s": bench.seconds(lambda q=q, k=k: q @ k.transpose(-2, -1)),  # type: ignore[misc]
-            "values_s": bench.seconds(lambda s=scores, k=k: s @ k),  # type: ignore[misc]
-            "transposed_s": bench.seconds(lambda s=scores, k=k: s.transpose(-2, -1) @ k),  # type: ignore[misc]
+            "scores_s": bench.device_seconds(lambda q=q, k=k: q @ k.transpose(-2, -1)),  # type: ignore[misc]
+            "values_s": bench.device_seconds(lambda s=scores, k=k: s @ k),  # type: ignore[misc]
+            "transposed_s": bench.device_seconds(lambda s=scores, k=k: s.transpose(-2, -1) @ k),  # type: ignore[misc]
         }
 
 
@@ -152,22 +195,23 @@ def fused_attention(bench: Bench, dtype: str) -> Iterator[Row]:
                 "rows": rows,
                 "width": width,
                 "dropout": dropout,
-                "forward_s": bench.seconds(forward),
-                "backward_s": bench.seconds(backward),
+                "forward_s": bench.device_seconds(forward),
+                "backward_s": bench.device_seconds(backward),
             }
 
 
 def elementwise(bench: Bench, dtype: str) -> Iterator[Row]:
     """Operators that memory limits, by the number of elements of their result."""
     kind = DTYPES[dtype]
-    sizes = (2**14, 2**18) if bench.small else (2**16, 2**20, 2**23, 2**26, 2**28)
+    # Closer where a tensor outgrows the device's cache (tens of MB): a line across that edge would be too fast.
+    sizes = (2**14, 2**18) if bench.small else (2**16, 2**20, 2**22, 2**23, 2**24, 2**25, 2**26, 2**28)
     for elements in sizes:
         if elements > bench.largest:
             continue
         for name, call in _operators(bench, elements, kind):
             if bench.out_of_time:
                 return
-            yield {"operator": name, "dtype": dtype, "elements": elements, "seconds": bench.seconds(call)}
+            yield {"operator": name, "dtype": dtype, "elements": elements, "seconds": bench.device_seconds(call)}
 
 
 def _operators(bench: Bench, elements: int, kind: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -178,7 +222,7 @@ def _operators(bench: Bench, elements: int, kind: torch.dtype) -> Iterator[tuple
     samples = x.view(8, -1, width)  # one mask for all samples and heads, as a causal one is
     mask = (y > 0)[: samples.size(1)]
     yield "add", lambda: x + y
-    yield "add_", lambda: x.add_(y)
+    yield from _in_place(x, y)
     yield "scale", lambda: x * 0.5
     yield "pow", lambda: torch.pow(x, 3.0)
     yield "tanh", lambda: torch.tanh(x)
@@ -186,11 +230,9 @@ def _operators(bench: Bench, elements: int, kind: torch.dtype) -> Iterator[tuple
     yield "gelu", lambda: F.gelu(x)
     yield "gelu_backward", lambda: torch.ops.aten.gelu_backward(x, y)
     yield "masked_fill", lambda: samples.masked_fill(mask, 0.0)
-    yield "softmax", lambda: torch.softmax(x, -1)
-    yield "softmax_backward", lambda: torch.ops.aten._softmax_backward_data(x, y, -1, kind)
+    yield from _of_scores(x, width)
     yield "copy", x.clone
     yield "cast", lambda: x.to(other)
-    yield "zero_", x.zero_
     yield "norm", lambda: torch.linalg.vector_norm(x)
     yield "isfinite", lambda: torch.isinf(x).any()
     if x.device.type == "cuda":
@@ -234,6 +276,22 @@ def _operators(bench: Bench, elements: int, kind: torch.dtype) -> Iterator[tuple
     )
 
 
+def _in_place(x: Tensor, y: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    """On a tensor of its own: one that drifts away from the size of activations changes the time of other operators."""
+    changed = torch.zeros_like(x)
+    yield "add_", lambda: changed.add_(y)
+    yield "zero_", changed.zero_
+
+
+def _of_scores(x: Tensor, width: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Softmax of causal scores, half of them masked: the kernel divides, and numbers near 0 take longer to divide."""
+    row = torch.arange(x.size(0), device=x.device) % width
+    scores = x.masked_fill(torch.arange(width, device=x.device) > row[:, None], float("-inf"))
+    yield "softmax", lambda: torch.softmax(scores, -1)
+    shares = torch.softmax(scores, -1)
+    yield "softmax_backward", lambda: torch.ops.aten._softmax_backward_data(x, shares, -1, x.dtype)
+
+
 def updates(bench: Bench) -> Iterator[Row]:
     """DeepSpeed's fused Adam on the device (CUDA), by elements of a flat fp32 tensor."""
     if bench.device.torch_device().type != "cuda":
@@ -246,7 +304,7 @@ def updates(bench: Bench) -> Iterator[Row]:
         parameter = torch.nn.Parameter(bench.tensor(elements))
         parameter.grad = bench.tensor(elements)
         optimizer = FusedAdam([parameter], lr=1e-4)
-        yield {"operator": "fused_adam", "elements": elements, "seconds": bench.seconds(optimizer.step)}
+        yield {"operator": "fused_adam", "elements": elements, "seconds": bench.device_seconds(optimizer.step)}
 
 
 def launches(bench: Bench) -> Iterator[Row]:

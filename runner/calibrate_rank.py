@@ -38,7 +38,9 @@ def main() -> None:
     import deepspeed
 
     from runner.calibrate_kernels import Bench
+    from runner.compiling import announce_compilation
 
+    announce_compilation(lambda text: print(text, flush=True) if text else None, back_to=lambda: "")  # noqa: T201
     torch.manual_seed(rank)
     deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
     info = device.info()
@@ -75,6 +77,7 @@ def main() -> None:
             torch.cuda.empty_cache()
 
     half = "bf16" if small or torch.cuda.is_bf16_supported() else "fp16"
+    bench(1.0).settle(half)
     for name, rows, share in _parts(world_size, half, folder):
         keep(name, rows, share)
     if failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -137,9 +138,10 @@ def _command(spec: RunSpec, output_dir: Path, module: str, port: int) -> list[st
     child = ["runner.child", module, str(output_dir / "spec.json"), str(output_dir)]
     if spec.rank is not None:  # one process, which nobody has to bring together with others
         return [sys.executable, "-m", *child]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
-    # Without -H a /job/hostfile of the machine would send the ranks elsewhere, over ssh.
-    launcher += ["--hostfile", os.devnull, "--num_gpus", str(spec.gpus)]
+    # What `deepspeed --num_gpus N` starts on one node (deepspeed/launcher/runner.py, main), which imports torch first;
+    # and where it finds a /job/hostfile, it would send the ranks elsewhere, over ssh.
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(spec.gpus))}).encode()).decode()
+    launcher = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
     launcher += ["--master_addr", ADDRESS, "--master_port", str(port), "--no_local_rank", "--module"]
     return [*launcher, *child]
 

@@ -32,6 +32,7 @@ class RunSpec:
         events: file in which a dry run writes every allocation; empty: none.
         devices: devices that the ranks share, in turn; None: one for each rank.
         skipped_steps: steps that a dry run skips first, as fp16 does until the loss scale has settled.
+        early_release: a dry run takes it that torch's watchdog sees each collective done before its wait.
         force: make a dry run also with versions of torch and DeepSpeed that it is not tested with.
 
     Raises ValueError for ranks that cannot be, and for a dry run that is not told its rank and its target.
@@ -54,6 +55,7 @@ class RunSpec:
     events: str = ""
     devices: int | None = None
     skipped_steps: int = 0
+    early_release: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:

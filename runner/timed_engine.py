@@ -1,7 +1,8 @@
 """One DeepSpeed engine whose steps are timed: built on the device, fed batches of any size, taken down again.
 
 For calibration and for measuring many configurations in one process, where the launcher's fifteen seconds a run
-would be most of the time. Memory is that of ``runner.train``: the model is cast before the allocator is limited.
+would be most of the time. Memory is that of ``runner.train``: the model is drawn and cast on the device, which is fast,
+and goes back to the host before the allocator is limited.
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ class TimedEngine:
         for name, dtype in _DTYPES.items():
             if not partitioned and ds_config.get(name, {}).get("enabled"):
                 module.to(dtype)
+        if not partitioned:
+            # A run builds its model on the host, so that DeepSpeed asks the device for one tensor after the other.
+            # Cast here, they would lie scattered in what the fp32 weights have left.
+            module.to("cpu")
         self._collect()
         if limit is not None:
             limit()
@@ -81,10 +86,18 @@ class TimedEngine:
             model=module, model_parameters=module.parameters(), config=dict(ds_config)
         )
 
+    def batch(self, batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and targets of ``batch`` samples of ``length`` random tokens, on the device."""
+        tokens = self._device.place(torch.randint(self._vocab_size, (batch, length + 1)))
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self._device.synchronize()
+
     def time(self, batch: int, length: int, *, warmup: int, steps: int) -> StepTimes:
         """Times of steps of ``batch`` samples of ``length`` tokens on this rank."""
-        tokens = self._device.place(torch.randint(self._vocab_size, (batch, length + 1)))
-        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        inputs, targets = self.batch(batch, length)
         for _ in range(warmup):
             self._step(inputs, targets)
         self._device.synchronize()

@@ -99,7 +99,13 @@ def train(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     """Run the steps of ``spec`` on this rank and return the rank's record."""
     reporter.stage("loading torch and DeepSpeed")
     import torch
-    import torch._dynamo  # zero.Init patches torch while dynamo would be imported inside it
+
+    if spec.device == "fake":
+        from runner.device.fake.compiler import postpone
+
+        postpone()
+    else:
+        import torch._dynamo  # zero.Init patches torch while dynamo would be imported inside it
 
     from runner.device import open_device
     from runner.models import trainee_of

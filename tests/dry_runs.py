@@ -78,9 +78,9 @@ def _import_ahead() -> None:
     import hjson  # noqa: F401
     import numpy as np  # noqa: F401
     import pydantic  # noqa: F401
-    import torch._dynamo
     import torch._subclasses.fake_tensor
-    import torch.distributed
+    import torch.distributed.tensor
+    import torch.fx.experimental.symbolic_shapes
     import torch.testing._internal.distributed.fake_pg
     import torch.utils.checkpoint  # noqa: F401
 

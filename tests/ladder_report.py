@@ -1,7 +1,8 @@
 """The verdict against ladders that were climbed on real GPUs: ``python -m tests.ladder_report [--set SET] [--unseen]``.
 
 ``tests/gpu/ladders.py`` made the records. Each rung is judged with its cap as what the device offers to torch's
-allocator, by the code that ``dsplan estimate`` judges with.
+allocator, by the code that ``dsplan estimate`` judges with. ``--write`` judges all of them and puts the tables and the
+sums into docs/verdict.md.
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dsplan.catalogue import accelerator
+from dsplan.files import write_text
 from dsplan.kernels import kernels_of
 from dsplan.verdict.candidates import candidates
 from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, Candidates, Pressed, firmly, press
 from dsplan.walk import capacity_of, walk
 from tests.gpu.ladder_settings import SETTINGS, Setting
+from tests.regret import written
 
 DATA = Path(__file__).parent / "data"
+DOCUMENT = DATA.parents[1] / "docs" / "verdict.md"
 SEEN, UNSEEN = DATA / "ladders.json", DATA / "ladders.unseen.json"
 #: Of each set of ``ladder_settings.SETS`` the half that was seen while the verdict was made, and the other.
 RECORDS = {
@@ -155,13 +160,53 @@ def _row(ladder: JudgedLadder) -> str:
     return f"| {ladder.name} | {cap} | {lived}{before} | {ladder.largest_that_fits} | {rungs} |"
 
 
+def _table(ladders: list[JudgedLadder]) -> list[str]:
+    """The ladders of which a rung was reached."""
+    reached = [ladder for ladder in ladders if ladder.rungs]
+    before = any(ladder.called_fits is not None for ladder in reached)
+    columns = ["ladder", "cap, GiB", "largest that lived", "largest called `fits`", "rungs"]
+    if before:
+        columns.insert(3, "called before the climb")
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *map(_row, reached)]
+
+
+def sums(ladders: list[JudgedLadder]) -> str:
+    """What the issue asks, of all ladders."""
+    found = summary(ladders)
+    return (
+        f"Of both sets, {found['closed']} ladders that were climbed to their edge and {found['rungs']} rungs: "
+        f"{found['broken_promises']} rungs that are called `fits` died, on {found['exact']} ladders "
+        f"({found['exact_percent']:.0f} %) the largest micro batch is exactly right, and of the rungs that lived "
+        f"{found['refusals']} is called `does not fit`, at most {found['most_refusals_on_a_ladder']} on a ladder."
+    )
+
+
+def write() -> None:
+    """Judge every ladder and write docs/verdict.md."""
+    text, everything = DOCUMENT.read_text(encoding="utf-8"), []
+    for name, paths in RECORDS.items():
+        for path, half in zip(paths, ("", "-unseen"), strict=True):
+            ladders = judge(json.loads(path.read_text(encoding="utf-8")))
+            everything += ladders
+            text = written(text, f"ladders-{name}{half}", _table(ladders))
+            sys.stdout.write(f"{name}{half}: {len(ladders)} ladders\n")
+            sys.stdout.flush()
+    said = sums(everything)
+    sys.stdout.write(said + "\n")
+    write_text(DOCUMENT, written(text, "ladders-all", textwrap.wrap(said, 120)), force=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--set", choices=RECORDS, default="first")
     parser.add_argument("--markdown", action="store_true", help="rows as docs/verdict.md has them")
     parser.add_argument("--unseen", action="store_true", help="the ladders that nobody looked at while it was made")
     parser.add_argument("--file", type=Path)
+    parser.add_argument("--write", action="store_true", help="judge all, and write docs/verdict.md")
     arguments = parser.parse_args()
+    if arguments.write:
+        write()
+        return
     path = arguments.file or RECORDS[arguments.set][arguments.unseen]
     ladders = judge(json.loads(path.read_text(encoding="utf-8")))
     for ladder in ladders:

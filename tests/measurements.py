@@ -93,12 +93,18 @@ def dry_record(rank: int = 0, world_size: int = 4, steps: list[dict[str, Any]] |
             "target": "h200",
             "num_events": 12345,
             "seconds": 3.25,
+            "early_release": False,
             "allocator": {"settings": "", "num_alloc_retries": 0, "num_segments": 7},
             "answers": [
                 {"question": "item", "where": "deepspeed/runtime/utils.py:233", "answer": "1.0", "count": 12},
                 {"question": "bool", "where": "deepspeed/runtime/utils.py:99", "answer": "False", "count": 1},
             ],
-            "host": {"pageable_bytes": 40 * MIB, "pinned_bytes": 64 * MIB, "process_bytes": 1700 * MIB},
+            "host": {
+                "pageable_bytes": 40 * MIB,
+                "pinned_bytes": 64 * MIB,
+                "process_bytes": 1700 * MIB,
+                "locked_bytes": 0,
+            },
             "peaks": [
                 {"step": "init", "phase": "init", "terms": [], **peak_sizes(MIB * 900)},
                 {"step": "0", "phase": "backward", "terms": terms[:1], **peak_sizes(MIB * 25)},

@@ -2,8 +2,8 @@
 
 ``--write`` puts the tables of both halves into docs/search.md.
 
-For each setting of ``tests/data/regret.json``: what the search recommends among what was measured, what that reaches of
-the best that was measured, the error of the predicted step times, and Spearman's rank correlation with the measured.
+For each setting of ``tests/data/regret*.json``: what the search recommends among what was measured, what that reaches
+of the best that was measured, the error of the predicted step times, and Spearman's rank correlation with the measured.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from dsplan.timing.profile import Profile, read_profile
 from dsplan.timing.rates import Machine, machine
 from dsplan.timing.step_time import StepTime, step_time
 from tests.gpu.regret_jobs import capped
-from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETTINGS, Setting
+from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETS, Setting
 
 DATA = Path(__file__).parent / "data"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "search.md"
-SEEN, UNSEEN = DATA / "regret.json", DATA / "regret.unseen.json"
+#: The two halves of every set, the sets in the order in which they were measured.
+SEEN = tuple(DATA / f"regret{'' if name == 'first' else f'_{name}'}.json" for name in SETS)
+UNSEEN = tuple(path.with_suffix(".unseen.json") for path in SEEN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +77,6 @@ def outcome(setting: Setting, rows: Sequence[dict[str, Any]], profile: Profile |
     of = machine(accelerator("h200"), profile)
     tokens = setting.sequence_length * setting.ranks
     measured = {(row["strategy"], row["micro_batch_size"]): row for row in ran}
-    names = {row["strategy"] for row in rows if row["status"] in ("ok", "oom", "beyond")}
-    result = search(
-        model,
-        [plan for plan in setting.plans() if plan.name in names],
-        cluster,
-        profile=of.profile,
-        sizes=setting.micro_batch_sizes,
-        vary=False,
-        what_if=False,
-    )
 
     def speed(row: dict[str, Any]) -> float:
         return float(row["micro_batch_size"] * tokens / row["seconds"])
@@ -96,6 +89,16 @@ def outcome(setting: Setting, rows: Sequence[dict[str, Any]], profile: Profile |
         shares = [speed(row) / speed(best) if row["status"] == "ok" else None for row in (quick, asked)]
         names = [f"{row['of']} x {row['micro_batch_size']}" for row in (quick, asked)]
         return _outcome(setting, names, best, shares, True, times, ran)
+    tried = {row["strategy"] for row in rows if row["status"] in ("ok", "oom", "beyond")}
+    result = search(
+        model,
+        [plan for plan in setting.plans() if plan.name in tried],
+        cluster,
+        profile=of.profile,
+        sizes=setting.micro_batch_sizes,
+        vary=False,
+        what_if=False,
+    )
     chosen = None if result.winner is None else result.winner.plan
     key = ("nothing", 0) if chosen is None else (chosen.name, chosen.workload.micro_batch_size)
     share = speed(measured[key]) / speed(best) if key in measured else None
@@ -153,9 +156,13 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     return statistics.correlation(ranks(first), ranks(second))
 
 
-def judged(path: Path, profile: Profile | None = None) -> list[Outcome]:
-    """Every setting of a file."""
-    found = (outcome(setting, rows_of(path, setting.name), profile) for setting in SETTINGS)
+@cache
+def judged(paths: tuple[Path, ...]) -> list[Outcome]:
+    """Every setting of some files, one for each set, by the profile that ships; what is not there is left out."""
+    found = []
+    for settings, path in zip(SETS.values(), paths, strict=True):
+        if path.exists():
+            found += [outcome(setting, rows_of(path, setting.name), None) for setting in settings]
     return [one for one in found if one is not None]
 
 
@@ -193,8 +200,8 @@ def _share(value: float | None) -> str:
 def report() -> list[str]:
     """The tables of both halves, as far as they were measured."""
     lines: list[str] = []
-    for path, words in ((SEEN, "Seen while the model was made:"), (UNSEEN, "Not looked at before:")):
-        found = judged(path) if path.exists() else []
+    for paths, words in ((SEEN, "Seen while the model was made:"), (UNSEEN, "Not looked at before:")):
+        found = judged(paths)
         if found:
             lines += [*([""] if lines else []), words, "", *table(found)]
     return lines
@@ -206,28 +213,32 @@ def main() -> None:
         DOCUMENT.write_text(written(text, "regret", report()), encoding="utf-8")
         return
     arguments = [argument for argument in sys.argv[1:] if argument != "--unseen"]
-    path = UNSEEN if "--unseen" in sys.argv else SEEN
+    paths = UNSEEN if "--unseen" in sys.argv else SEEN
     profile = read_profile(arguments[0]) if arguments else None
     of = machine(accelerator("h200"), profile)
     errors: list[float] = []
-    for setting in SETTINGS:
-        rows = rows_of(path, setting.name)
-        found = outcome(setting, rows, profile)
-        if found is None:
-            continue
-        errors += found.errors
-        reached = "did not run" if found.reached is None else f"{100 * found.reached:.1f} %"
-        sys.stdout.write(
-            f"{found.setting:20} recommended {found.recommended:22} best {found.best:22} reached {reached:8} "
-            f"time {100 * statistics.median([abs(error) for error in found.errors] or [0.0]):.1f} % "
-            f"Spearman {found.correlation:.3f}\n"
-        )
-        if "--unseen" not in sys.argv:
-            for row in rows:
+    for settings, path in zip(SETS.values(), paths, strict=True):
+        for setting in settings if path.exists() else ():
+            rows = rows_of(path, setting.name)
+            found = outcome(setting, rows, profile)
+            if found is None:
+                continue
+            errors += found.errors
+            _told(found)
+            for row in rows if paths is SEEN else ():
                 _line(setting, row, of)
     if errors:
         median = statistics.median(abs(error) for error in errors)
         sys.stdout.write(f"{len(errors)} step times: median of the absolute error {100 * median:.1f} %\n")
+
+
+def _told(found: Outcome) -> None:
+    reached = "did not run" if found.reached is None else f"{100 * found.reached:.1f} %"
+    error = 100 * statistics.median([abs(error) for error in found.errors] or [0.0])
+    sys.stdout.write(
+        f"{found.setting:20} recommended {found.recommended:22} best {found.best:22} reached {reached:8} "
+        f"time {error:.1f} % Spearman {found.correlation:.3f}\n"
+    )
 
 
 def _line(setting: Setting, row: dict[str, Any], of: Machine) -> None:

@@ -61,10 +61,14 @@ def predicted(measurement: Measurement, of: Machine) -> StepTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One record: seconds of a step, measured and predicted; ``host``: the nominal profile's host comes from it."""
+    """One record: when it was made, seconds of a step, measured and predicted.
+
+    ``host``: the nominal profile's host comes from it.
+    """
 
     name: str
     kind: str
+    created: str
     measured: float
     predicted: StepTime
     host: bool
@@ -75,6 +79,9 @@ class Row:
 
 
 KINDS = ("stages 0 to 2", "stage 3", "offload")
+#: The records were made on two kinds of hosts, by when; a record does not name its host.
+FIRST_HOSTS_UNTIL = "2026-11-21T12"
+HOSTS = ("on the first hosts", "on the other hosts")
 
 
 def rows(profile: Profile | None = None) -> list[Row]:
@@ -92,12 +99,18 @@ def rows(profile: Profile | None = None) -> list[Row]:
             Row(
                 name=path.stem,
                 kind=KINDS[2] if offloaded else KINDS[1] if zero.get("stage") == 3 else KINDS[0],
+                created=measurement.created,
                 measured=measured_seconds(measurement),
                 predicted=predicted(measurement, of),
                 host=path.stem in used,
             )
         )
     return found
+
+
+def hosts_of(row: Row) -> str:
+    """Which hosts a record was made on."""
+    return HOSTS[row.created > FIRST_HOSTS_UNTIL]
 
 
 def summary(found: Sequence[Row]) -> list[str]:
@@ -107,8 +120,8 @@ def summary(found: Sequence[Row]) -> list[str]:
         "| records | number | median of the absolute error | worst | too fast by in the median |",
         "|---|---|---|---|---|",
     ]
-    for kind in ("all", *KINDS):
-        errors = [row.error for row in apart if kind in ("all", row.kind)]
+    for kind in ("all", *KINDS, *HOSTS):
+        errors = [row.error for row in apart if kind in ("all", row.kind, hosts_of(row))]
         middle = statistics.median(abs(error) for error in errors)
         worst, bias = max(errors, key=abs), statistics.median(errors)
         lines.append(f"| {kind} | {len(errors)} | {100 * middle:.1f} % | {100 * worst:+.1f} % | {-100 * bias:.1f} % |")

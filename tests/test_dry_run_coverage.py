@@ -78,6 +78,8 @@ SPECS = {
         {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}}, zero(2)
     ),
     "muon": spec(BF16, zero(2), MUON, gpus=1),
+    "muon-of-four": spec(BF16, zero(2), MUON),
+    "muon-3": spec(BF16, zero(3, reduce_scatter=False), MUON),
     "hpz": spec(BF16, zero(3, zero_hpz_partition_size=2), gpus=8),
     "own-linear": spec(BF16, zero(3)),
     "torch-linear": spec(BF16, zero(3, memory_efficient_linear=False)),
@@ -237,6 +239,27 @@ def test_muon_keeps_its_momentum_in_the_gradients_dtype_and_a_copy_of_it(runs: d
     assert term(runs["muon"], "step", "stage_1_and_2.py", "_muon_staging_momentum") == muon
 
 
+def test_muon_s_momentum_is_of_whole_matrices_and_adam_has_a_group_of_its_own(runs: dict[str, Any]) -> None:
+    # Muon sorts its matrices by their shapes, the largest first (original_muon.py, MuonWithAuxAdam.__init__), and a
+    # rank's update takes whole ones: of the last of four quarters, all that reach into it.
+    matrices_of_muon = sorted([*L * [(3 * H, H), (H, H), (4 * H, H), (H, 4 * H)], (V, H), (T, H)], reverse=True)
+    numels = [rows * columns for rows, columns in matrices_of_muon]
+    begins = [sum(numels[:index]) for index in range(len(numels))]
+    quarter = sum(numels) // N
+    reached = sum(numel for begin, numel in zip(begins, numels, strict=True) if begin + numel > sum(numels) - quarter)
+    assert reached > quarter
+    assert term(runs["muon-of-four"], "step", "stage_1_and_2.py", "_muon_momentum_buffer") == 2 * reached
+    assert term(runs["muon-of-four"], "step", "original_muon.py") == 2 * reached  # the updates are the gradients now
+    adams = block(4 * (PSI - sum(numels)) // N)
+    assert term(runs["muon-of-four"], "step", "fused_adam.py", "zeros_like") == 2 * adams
+
+
+def test_stage_3_keeps_muon_s_momentum_in_the_communication_s_dtype(runs: dict[str, Any]) -> None:
+    muon = sum(L * matrices()) + V * H + T * H
+    assert term(runs["muon-3"], "step", "stage3.py", "_create_momentum_buffer") == block(2 * muon // N)
+    assert term(runs["muon-3"], "step", "fused_adam.py", "zeros_like") == 2 * block(4 * (PSI - muon) // N)
+
+
 def test_hpz_adds_a_second_partition_within_the_node(runs: dict[str, Any]) -> None:
     # Of every parameter half, in bf16, in a block of its own; and it is there when the initialisation ends.
     secondary = sum(block(2 * size // 2) for size in parameters())
@@ -261,7 +284,7 @@ def test_quantised_weights_are_dequantised_in_fp16_and_cast(runs: dict[str, Any]
 def test_a_drive_needs_locked_buffers_of_the_largest_group_and_no_folder(runs: dict[str, Any]) -> None:
     group = sum(-(-size // N) for size in parameters())
     aligned = -(-group // ALIGNED) * ALIGNED
-    more = runs["nvme-6"]["dry_run"]["host"]["pageable_bytes"] - runs["nvme-4"]["dry_run"]["host"]["pageable_bytes"]
+    more = runs["nvme-6"]["dry_run"]["host"]["locked_bytes"] - runs["nvme-4"]["dry_run"]["host"]["locked_bytes"]
     assert more == 2 * 4 * aligned
     assert not Path("/not/there").exists()
 

@@ -20,7 +20,7 @@ PACKAGES = ("dsplan", "runner", "mingpt")
 #: a package (dsconfig, engine, report, cli) is one entry, and its own files may import each other.
 LAYERS = (
     "errors pythonpath schemas signals",
-    "units files records families",
+    "units files records families child_process",
     "model hardware workload zero dry_run",
     "plan modelfile events",
     "catalogue",

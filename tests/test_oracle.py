@@ -64,8 +64,6 @@ def test_so_is_the_peak_of_every_phase() -> None:
 @pytest.mark.timeout(900)
 def test_host_memory_is_the_dry_run_s() -> None:
     for each in found():
-        if each.case.plan.zero.offload_optimizer.device == "nvme":
-            continue  # locked outside torch's pool: pageable to the dry run, pinned to the formulas
         assert abs(each.predicted_pinned - each.found_pinned) <= max(0.001 * each.found_pinned, 128 * 1024), each.case
         error = each.predicted_pageable - each.found_pageable
         assert abs(error) <= max(0.03 * each.found_pageable, MIB), describe(each.case)

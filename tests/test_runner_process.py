@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dsplan import runner_process
+from dsplan import child_process, runner_process
 from dsplan.errors import EXIT_OUT_OF_MEMORY, EXIT_RUN_FAILED, InputError, MissingExtraError, RunError
 from dsplan.runner_process import run_verification
 
@@ -46,7 +46,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         package.mkdir(parents=True)
         (package / "__init__.py").touch()  # without it an installed runner would win
         (package / "__main__.py").write_text(PREAMBLE + code)
-        monkeypatch.setattr(runner_process, "pythonpath", lambda *_: str(package.parent))
+        monkeypatch.setattr(child_process, "pythonpath", lambda *_: str(package.parent))
         monkeypatch.setattr(runner_process, "require_run_extra", lambda: None)
 
     return install
@@ -112,7 +112,7 @@ def test_a_runner_that_does_not_end_after_an_interrupt_is_killed(
     tmp_path: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in("signal.signal(signal.SIGTERM, signal.SIG_IGN); say(event='stage', text=str(os.getpid())); time.sleep(60)")
-    monkeypatch.setattr(runner_process, "_END_S", 0.5)
+    monkeypatch.setattr(child_process, "END_S", 0.5)
     pids: list[int] = []
 
     def interrupt(event: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ def test_a_runner_that_does_not_end_after_an_interrupt_is_killed(
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"torch": object(), "psutil": object()}
-    monkeypatch.setattr(runner_process.importlib.util, "find_spec", found.get)
+    monkeypatch.setattr(child_process.importlib.util, "find_spec", found.get)
     with pytest.raises(MissingExtraError, match=r"needs deepspeed, .*pip install 'dsplan\[run\]'"):
         verified(tmp_path)
     assert not (tmp_path / "out").exists()

@@ -65,28 +65,29 @@ class DriverPlacement:
     """
 
     def __init__(self, top: int = TOP) -> None:
-        self._top = top
         first = _Region(top - REGION_BYTES, REGION_BYTES)
         first.take(CONTEXT_BYTES)
         self._regions = {first.base: first}
         self._bases = [first.base]  # rising
-        self._open = [first.base]  # rising: the regions that are not full
+        self._open = [first]  # rising: the regions that are not full
+        self._gaps = [(0, first.base)]  # between the regions, falling: (from, to)
 
     def take(self, size_bytes: int) -> int:
         """The address of a new segment of ``size_bytes``."""
         size = round_up(size_bytes, PAGE_BYTES)
-        for base in self._open:
-            region = self._regions[base]
+        for region in self._open:
+            if region.free_bytes < size:
+                continue
             address = region.take(size)
             if address is not None:
                 if not region.free_bytes:
-                    self._open.remove(base)
+                    self._open.remove(region)
                 return address
         region = self._add(size)
         address = region.take(size)
         assert address is not None
         if region.free_bytes:
-            insort(self._open, region.base)
+            insort(self._open, region, key=_base)
         return address
 
     def give_back(self, address: int) -> None:
@@ -97,27 +98,60 @@ class DriverPlacement:
         region.give_back(address)
         if region.segments:
             if was_full:
-                insort(self._open, region.base)
+                insort(self._open, region, key=_base)
             return
         del self._regions[region.base], self._bases[at]
         if not was_full:
-            self._open.remove(region.base)
+            self._open.remove(region)
+        self._give_up(region)
 
     def _add(self, segment_bytes: int) -> _Region:
         size_bytes = round_up(segment_bytes, REGION_BYTES)
         alignment = LARGE_PAGE_BYTES if segment_bytes % LARGE_PAGE_BYTES == 0 else REGION_BYTES
-        end = self._top
-        for base in reversed(self._bases):
-            above = base + self._regions[base].size_bytes
-            if _below(end, size_bytes, alignment) >= above:
-                break
-            end = base
-        region = _Region(_below(end, size_bytes, alignment), size_bytes)
-        self._regions[region.base] = region
-        insort(self._bases, region.base)
+        at, base = next(
+            (at, base)
+            for at, (low, high) in enumerate(self._gaps)
+            if (base := (high - size_bytes) // alignment * alignment) >= low
+        )
+        low, high = self._gaps[at]
+        left = ((base + size_bytes, high), (low, base))
+        self._gaps[at : at + 1] = [gap for gap in left if gap[0] < gap[1]]
+        region = _Region(base, size_bytes)
+        self._regions[base] = region
+        insort(self._bases, base)
         return region
 
+    def _give_up(self, region: _Region) -> None:
+        """Its addresses are a gap again, one with those beside it."""
+        low, high = region.base, region.base + region.size_bytes
+        at = next(index for index, gap in enumerate(self._gaps) if gap[0] < high)  # the first below
+        if self._gaps[at][1] == low:
+            low = self._gaps.pop(at)[0]
+        if at and self._gaps[at - 1][0] == high:
+            at -= 1
+            high = self._gaps.pop(at)[1]
+        self._gaps.insert(at, (low, high))
 
-def _below(end: int, size_bytes: int, alignment: int) -> int:
-    """The highest aligned address from which ``size_bytes`` end at ``end`` or before."""
-    return (end - size_bytes) // alignment * alignment
+
+def _base(region: _Region) -> int:
+    return region.base
+
+
+class RisingPlacement:
+    """Every segment above all that came before it: the other order, by which to tell what rests on neither.
+
+    Addresses of the device and of the host are one space (unified virtual addressing), and a segment goes where the
+    host, or a segment before it, has given back enough. :class:`DriverPlacement` knows of segments only.
+    """
+
+    def __init__(self) -> None:
+        self._at = PAGE_BYTES
+
+    def take(self, size_bytes: int) -> int:
+        """The address of a new segment of ``size_bytes``."""
+        address = self._at
+        self._at += round_up(size_bytes, PAGE_BYTES)
+        return address
+
+    def give_back(self, address: int) -> None:
+        """What is freed is not used again."""

@@ -38,6 +38,8 @@ def exactly(inputs: Inputs, result: Estimate, *, advance: Callable[[int, int], N
         measured, died = _dry_run(inputs, row.plan, offered, advance)
         verdict, reason = (DOES_NOT_FIT, died) if measured is None else (TIGHT, "it fits, without the margin")
     pressed = row.pressed
+    if verdict == FITS and pressed.doubt:  # a dry run has one order of addresses, and one micro batch
+        verdict, reason = TIGHT, pressed.doubt
     if measured is not None:
         pressed = replace(pressed, reserved_bytes=measured.peak_reserved_bytes, least_bytes=None)
     on_host = judge_host(row.host, inputs.cluster)  # of which a dry run of one rank says nothing

@@ -36,7 +36,12 @@ def recommend(
     ] = None,
     profile: ProfileOption = None,
     closely: Annotated[
-        bool, typer.Option("--closely", help="Replay the allocator for the winner; takes seconds for a deep model.")
+        bool,
+        typer.Option(
+            "--closely",
+            help="Ask the replay of the allocator about the winner and all that would be faster, not only about what "
+            "would be 5 % faster; takes seconds for a deep model.",
+        ),
     ] = False,
     output: Annotated[
         Path | None,

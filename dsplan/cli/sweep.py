@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -74,6 +75,7 @@ def sweep(
         count *= len(numbers)
     if count > _MOST:
         raise InputError(f"sweep: {count:,} combinations are more than {_MOST:,}; ask for fewer")
+    gc.freeze()  # what has been imported stays: the collector need not go through it again every few thousand plans
     with progress("Sweeping") as advance, naming_flags():
         points = list(
             sweeper.sweep(

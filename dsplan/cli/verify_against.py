@@ -54,6 +54,7 @@ def job_against(path: Path, dry: DryRunOptions, wanted: str, given: Sequence[str
         data=configuration.data,
         rank=kept.worst_rank.rank,
         allocator=allocator_text(dry.alloc_conf, device),
+        early_release=dry.early_release,
     )
 
 

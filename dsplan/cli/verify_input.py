@@ -132,6 +132,7 @@ def _job(
         data=data,
         rank=dry_rank(dry.rank, shape, plan, device.accelerator, ranks) if device.is_dry else None,
         allocator=allocator_text(dry.alloc_conf, device) if device.is_dry else "",
+        early_release=dry.early_release,
     )
     return job, found
 

@@ -131,6 +131,15 @@ class DryRunOptions:
             rich_help_panel=_DRY,
         ),
     ] = None
+    early_release: Annotated[
+        bool,
+        typer.Option(
+            "--early-release",
+            help="Give back what a collective holds at the next one, as when torch's watchdog has seen it done: the "
+            "least that a run takes. Otherwise at its wait: the most.",
+            rich_help_panel=_DRY,
+        ),
+    ] = False
     events: Annotated[
         list[Path] | None,
         typer.Option(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dsplan.attention import ACCUMULATOR, CONTEXT, LOG_SUM_EXP, RNG_STATE, SCORE_MASK
+from dsplan.attention import ACCUMULATOR, CONTEXT, LOG_SUM_EXP, RNG_STATE
+from dsplan.efficient_attention import FLOAT_BYTES, efficient_backward_workspaces
 from dsplan.errors import InputError
-from dsplan.kernels import CPU_FLASH, EFFICIENT, FLASH
+from dsplan.kernels import CPU_FLASH, EFFICIENT, FLASH, MATH
 from dsplan.ledger import Term
-from dsplan.operators import BACKWARD, WORKING, dropout, softmax_gradient
+from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import Storage, Tape, Tensor
 from dsplan.units import round_up
 
@@ -30,7 +31,7 @@ class GroupedShape:
     """Sizes of one attention core in elements and counts; ``is_half``: in fp16.
 
     ``value_size``: elements of a head of values where they are not those of queries and keys. ``is_masked``: whether a
-    mask of truth values is given.
+    mask of truth values is given; ``mask_heads``: or one that is added, with rows for as many heads.
     """
 
     batch: int
@@ -43,6 +44,7 @@ class GroupedShape:
     dropout: float = 0.0
     value_size: int | None = None
     is_masked: bool = False
+    mask_heads: int = 0
 
     @property
     def queries(self) -> int:
@@ -78,22 +80,35 @@ class GroupedShape:
         return self.heads != self.key_value_heads
 
 
-def fused(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tensor:
-    """``F.scaled_dot_product_attention(is_causal=True, enable_gqa=...)`` by the kernel that torch picks.
+def kernel_of(t: Tape, shape: GroupedShape) -> str:
+    """The kernel that torch picks for ``F.scaled_dot_product_attention(is_causal=True, enable_gqa=...)``.
 
     Raises:
-        InputError: torch would run elementary operators in place of a kernel.
+        InputError: one that is not written down.
     """
     kernel = t.kernels.attention_kernel(element_bytes=shape.element_bytes, dropout=shape.dropout)
     unlike = shape.value_size not in (None, shape.head_size)
     if kernel == FLASH and (shape.head_size > LARGEST_FLASH_HEAD or unlike or shape.is_masked):
         kernel = EFFICIENT
+    if kernel == EFFICIENT and shape.grouped and not shape.dropout:
+        return MATH
     grouped_by_kernel = kernel == FLASH or not shape.grouped
     if kernel not in (FLASH, EFFICIENT, CPU_FLASH) or not grouped_by_kernel or shape.head_size % 8:
         raise InputError(
             "attention: sdpa of these heads in this precision has no fused kernel, and is not planned by formulas; "
             "use bf16 or fp16 on a GPU, or verify it with a dry run (dsplan verify --device fake)"
         )
+    return kernel
+
+
+def fused(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tensor:
+    """``F.scaled_dot_product_attention`` by a kernel.
+
+    Raises:
+        InputError: torch would run elementary operators in place of a kernel, or one that is not written down.
+    """
+    kernel = kernel_of(t, shape)
+    assert kernel != MATH, "dsplan.decoders.unfused has it"
     length = round_up(shape.length, 32) if kernel == EFFICIENT else shape.length
     kept = [t.save(each) for each in (q, k, v)]
     if shape.is_masked:
@@ -118,13 +133,21 @@ def fused(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tens
             for each in held:
                 t.release(each)
         elif kernel == EFFICIENT:
-            t.temporary(4 * shape.batch * shape.heads * length, ACCUMULATOR)
+            _efficient_workspaces(t, shape)
         t.release(gradient)
         t.forget(*kept)
         for tensor, part in zip((q, k, v), parts, strict=True):
             t.give(tensor, part)
 
     return t.node(out, backward)
+
+
+def _efficient_workspaces(t: Tape, shape: GroupedShape) -> None:
+    if shape.element_bytes != FLOAT_BYTES:  # the sums over a head alone
+        t.temporary(FLOAT_BYTES * shape.batch * shape.heads * shape.length, ACCUMULATOR)
+        return
+    for part in efficient_backward_workspaces(shape.batch, shape.heads, shape.length, shape.head_size):
+        t.temporaries(part, ACCUMULATOR)
 
 
 def windowed(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tensor:
@@ -143,9 +166,12 @@ def attention_bias(t: Tape, shape: GroupedShape) -> Tensor:
 
     aten/src/ATen/native/transformers/attention.cpp, convert_boolean_attn_mask and pad_bias.
     """
-    rows, length = shape.batch * shape.length, shape.length
+    rows, length = shape.batch * (shape.mask_heads or 1) * shape.length, shape.length
+    if shape.mask_heads and length % BIAS_ALIGNMENT == 0:
+        return Tensor(Storage(0, BIAS, silent=True))  # the one that all blocks share
+    if shape.mask_heads:
+        return t.tensor(shape.element_bytes * rows * round_up(length, BIAS_ALIGNMENT), BIAS)
     bias = t.tensor(shape.element_bytes * rows * length, BIAS)
-    t.temporary(rows * length, WORKING)
     if length % BIAS_ALIGNMENT == 0:
         return bias
     padded = t.tensor(shape.element_bytes * rows * round_up(length, BIAS_ALIGNMENT), BIAS)
@@ -178,102 +204,10 @@ def repeated(t: Tape, x: Tensor, shape: GroupedShape, *, copies: bool = True) ->
     return t.node(out, backward)
 
 
-def eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape, *, softcap: bool = False) -> Tensor:
-    """``softmax(q kᵀ · scale + mask, dtype=float32).to(dtype) v`` (eager_attention_forward), with a tanh cap or not."""
-    keys, values = repeated(t, k, shape), repeated(t, v, shape)
-    masked = _masked_scores(t, q, keys, shape, softcap=softcap)
-    probabilities = softmax_through_fp32(t, masked, shape)
-    t.drop(masked)
-    dropped = dropout(t, probabilities, shape.num_scores, shape.element_bytes, shape.dropout, SCORE_MASK, term=SCORES)
-    if dropped.storage is not probabilities.storage:
-        t.drop(probabilities)
-    kept = [t.save(dropped), t.save(values)]
-    heads_first = t.tensor(shape.queries, WORKING)
-
-    def backward(gradient: Storage) -> None:
-        d_probabilities = t.allocate(shape.scores, BACKWARD)
-        d_v = t.allocate(shape.queries, BACKWARD)
-        t.release(gradient)
-        t.forget(*kept)
-        t.give(dropped, d_probabilities)
-        t.give(values, d_v)
-
-    t.node(heads_first, backward)
-    out = t.tensor(shape.queries, CONTEXT)
-    t.node(out, lambda gradient: t.give(heads_first, gradient))
-    t.drop(heads_first, probabilities, dropped, keys, values)
-    return out
-
-
-def _masked_scores(t: Tape, q: Tensor, keys: Tensor, shape: GroupedShape, *, softcap: bool) -> Tensor:
-    """``q kᵀ · scale``, capped or not, ``+ mask``: each a tensor of its own; only the product saves its operands."""
-    scores = shape.scores
-    kept = [t.save(q), t.save(keys)]
-    raw = t.tensor(scores, WORKING)
-    scaled = t.tensor(scores, WORKING)
-    t.drop(raw)
-
-    def backward_product(gradient: Storage) -> None:
-        d_q, d_k = t.allocate(shape.queries, BACKWARD), t.allocate(shape.queries, BACKWARD)
-        t.release(gradient)
-        t.forget(*kept)
-        t.give(q, d_q)
-        t.give(keys, d_k)
-
-    def backward_scale(gradient: Storage) -> None:
-        d_raw = t.allocate(scores, BACKWARD)
-        t.release(gradient)
-        t.give(raw, d_raw)
-
-    t.node(raw, backward_product)
-    t.node(scaled, backward_scale)
-    capped = softcapped(t, scaled, scores, WORKING) if softcap else scaled
-    masked = t.tensor(scores, WORKING)
-    t.node(masked, lambda gradient: t.give(capped, gradient))
-    t.drop(scaled, capped)
-    return masked
-
-
-def softmax_through_fp32(t: Tape, masked: Tensor, shape: GroupedShape) -> Tensor:
-    """``softmax(masked, dtype=float32).to(dtype)``: the probabilities are kept in fp32 and, cast, in the model's type.
-
-    fp16 goes into the kernel as it is; of bf16 a copy in fp32 is made first (aten/src/ATen/native/SoftMax.cpp).
-    """
-    scores, wide = shape.scores, 4 * shape.num_scores
-    casts = shape.element_bytes != 4
-    converts = casts and not shape.is_half
-    converted = t.tensor(wide, WORKING) if converts else t.view(masked.storage)
-    probabilities = t.tensor(wide, SCORES)
-    kept = t.save(probabilities)
-    t.drop(converted)
-
-    def backward(gradient: Storage) -> None:
-        d_masked = softmax_gradient(t, wide if converts else scores, wide)
-        t.release(gradient)
-        t.forget(kept)
-        if converts:
-            d_wide, d_masked = d_masked, t.allocate(scores, BACKWARD)
-            t.release(d_wide)
-        t.give(masked, d_masked)
-
-    t.node(probabilities, backward)
-    if not casts:
-        return probabilities
-    cast = t.tensor(scores, SCORES)
-
-    def backward_cast(gradient: Storage) -> None:
-        d_wide = t.allocate(wide, BACKWARD)
-        t.release(gradient)
-        t.give(probabilities, d_wide)
-
-    t.node(cast, backward_cast)
-    t.drop(probabilities)
-    return cast
-
-
 def softcapped(t: Tape, x: Tensor, size: int, term: Term) -> Tensor:
-    """``tanh(x / cap) · cap`` (modeling_gemma2.py): saves tanh's result."""
+    """``tanh(x / cap) · cap`` (modeling_gemma2.py), which takes the place of ``x``: saves tanh's result."""
     divided = t.tensor(size, WORKING)
+    t.drop(x)
     bent = t.tensor(size, SCORES)
     kept = t.save(bent)
     t.drop(divided)

@@ -9,11 +9,14 @@ from dsplan import operators
 from dsplan.attention import QKV
 from dsplan.decoders import attention, mlp
 from dsplan.decoders.attention import GroupedShape
+from dsplan.decoders.eager import Eager
 from dsplan.decoders.experts import Mixture
 from dsplan.decoders.pieces import BLOCK, QWEN2_MOE, STREAM, Piece
 from dsplan.decoders.rotary import contiguous_gradient, part_of, rotate, rotate_parts
+from dsplan.decoders.unfused import sdpa
 from dsplan.families import Experts, Parameter
 from dsplan.families.decoder import FUSED, GATED, GATED_FUSED, SANDWICH
+from dsplan.kernels import MATH
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import Storage, Tensor
 
@@ -27,18 +30,31 @@ class Block(Piece):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = self.workload.activation_checkpointing
+
+        def run(y: Tensor) -> Tensor:
+            if kind == "none":
+                return self._block(y)
+            return self.tape.checkpoint(self._block, y, stops_early=kind == "torch")
+
+        def block(y: Tensor) -> Tensor:  # a checkpoint is inside the module (modeling_layers.py)
+            return self.tape.module(BLOCK, run, y)
+
         if not self.kind.needs_gradient:
             self._constants[id(x)] = x
             if not any(self.trains.values()):
-                out = self.constant(lambda: self.tape.module(BLOCK, self.block, x))
+                out = self.constant(lambda: block(x))
                 self.tape.drop(x)
                 return out
 
-        def block(y: Tensor) -> Tensor:
-            return self.tape.module(BLOCK, self.block, y)
-
-        out = block(x) if kind == "none" else self.tape.checkpoint(block, x, stops_early=kind == "torch")
+        out = block(x)
         self.tape.drop(x)
+        return out
+
+    def _block(self, x: Tensor) -> Tensor:
+        """The block, until whose end a name has the probabilities of elementary attention."""
+        self.probabilities.clear()
+        out = self.block(x)
+        self.tape.drop(*self.probabilities)
         return out
 
     def block(self, x: Tensor) -> Tensor:
@@ -84,13 +100,12 @@ class Block(Piece):
         t.drop(q, k)
         shape = self.grouped_shape()
         if self.eager:
-            context = attention.eager(t, rotated_q, rotated_k, v, shape, softcap=d.softcap is not None)
+            core = Eager(softcap=d.softcap is not None, by_head=joins, held=self.probabilities)
+            context = core(t, rotated_q, rotated_k, v, shape)
         elif self.has_window:
             context = attention.windowed(t, rotated_q, rotated_k, v, shape)
         else:
-            context = attention.fused(t, rotated_q, rotated_k, v, shape)
-            if joins:  # the result has its heads in the order of the queries, which cat has made contiguous
-                context = attention.copied(t, context)
+            context = sdpa(t, rotated_q, rotated_k, v, shape, by_head=joins)
         width = d.num_attention_heads * d.head_size
         out = self.linear(context, "self_attn.o_proj", self.h, WORKING, bias=d.output_bias, n_in=width)
         t.drop(context, rotated_q, rotated_k, v)
@@ -101,6 +116,11 @@ class Block(Piece):
         if self.needs_gradient(x):
             return rotate(self.tape, x, QKV)
         return self.constant(lambda: rotate(self.tape, x, QKV))
+
+    @property
+    def is_elementary(self) -> bool:
+        """Whether attention is of elementary operators, which return the gradients of values head by head."""
+        return self.eager or (not self.has_window and attention.kernel_of(self.tape, self.grouped_shape()) == MATH)
 
     def grouped_shape(self) -> GroupedShape:
         """Sizes of the attention core."""
@@ -122,17 +142,27 @@ class Block(Piece):
         q = self.projection(x, "q", d.num_attention_heads)
         k = self.projection(x, "k", d.num_key_value_heads)
         v = self.linear(x, "self_attn.v_proj", d.num_key_value_heads * d.head_size, QKV, bias=d.qkv_bias)
-        return q, k, v
+        return q, k, self.by_head(v, d.num_key_value_heads) if self.is_elementary else v
+
+    def by_head(self, flat: Tensor, heads: int) -> Tensor:
+        """A projection as ``heads``, in the place of ``flat``: of several, what comes back has each by itself and is
+        copied into the order of the projection.
+        """
+        t = self.tape
+        if not self.needs_gradient(flat):
+            parted = self.constant(lambda: t.view(flat.storage))
+        elif heads == 1:
+            parted = t.node(t.view(flat.storage), lambda gradient: t.give(flat, gradient))
+        else:
+            parted = contiguous_gradient(t, flat)
+        t.drop(flat)
+        return parted
 
     def projection(self, x: Tensor, name: str, heads: int) -> Tensor:
         t, d = self.tape, self.decoder
         term = WORKING if d.qk_norm and self.e != 4 else QKV
         flat = self.linear(x, f"self_attn.{name}_proj", heads * d.head_size, term, bias=d.qkv_bias)
-        if self.needs_gradient(flat):
-            by_head: Tensor = contiguous_gradient(t, flat)
-        else:
-            by_head = self.constant(lambda: t.view(flat.storage))
-        t.drop(flat)
+        by_head = self.by_head(flat, heads)
         if not d.qk_norm:
             return by_head
         normalised = self.norm(by_head, f"self_attn.{name}_norm", QKV, heads=heads)
@@ -178,7 +208,8 @@ class Block(Piece):
     def mixture(self, x: Tensor, experts: Experts) -> Tensor:
         """Routed experts, and where the family has them the experts that every token goes through."""
         t, held = self.tape, list[Tensor]()
-        mixture = Mixture(t, experts, tokens=self.tokens, width=self.h, element_bytes=self.e)
+        trained = self.trains[f"{experts.module}.gate.weight"]
+        mixture = Mixture(t, experts, tokens=self.tokens, width=self.h, element_bytes=self.e, trained=trained)
         if not experts.shared_size:
             return mixture.run(x)
         if self.decoder.causal_lm == QWEN2_MOE:

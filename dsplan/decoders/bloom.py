@@ -8,11 +8,13 @@ from __future__ import annotations
 from dsplan import operators
 from dsplan.attention import CONTEXT, QKV, SCORE_MASK
 from dsplan.decoders import mlp
-from dsplan.decoders.attention import SCORES, GroupedShape, softmax_through_fp32
+from dsplan.decoders.attention import SCORES, GroupedShape
 from dsplan.decoders.block import Block
+from dsplan.decoders.eager import softmax_through_fp32
 from dsplan.decoders.ends import Embedding
 from dsplan.decoders.pieces import STREAM
 from dsplan.decoders.rotary import part_of
+from dsplan.families.decoder import AFTER_NORM
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import LEAVE, Storage, Tape, Tensor
 
@@ -24,10 +26,13 @@ class BloomBlock(Block):
         t = self.tape
         probabilities: list[Tensor] = []  # a part of the block's result
         normalised = self.norm(x, "input_layernorm")
-        middle = t.module("self_attention", lambda y: self.attended(y, x, probabilities), normalised)
-        t.drop(normalised)
+        behind = self.decoder.residual == AFTER_NORM
+        first = normalised if behind else x
+        middle = t.module("self_attention", lambda y: self.attended(y, first, probabilities), normalised)
         again = self.norm(middle, "post_attention_layernorm")
-        out = t.module("mlp", lambda y: self.expanded(y, middle), again)
+        t.drop(normalised)
+        second = again if behind else middle
+        out = t.module("mlp", lambda y: self.expanded(y, second), again)
         t.drop(again, middle, *probabilities)
         return out
 

@@ -10,10 +10,10 @@ from dsplan.decoders.gpt2 import Gpt2Block, Gpt2Embedding
 from dsplan.decoders.kinds import kinds_of
 from dsplan.decoders.latent import LatentBlock
 from dsplan.decoders.neox import NeoxBlock, StableLmBlock
-from dsplan.decoders.opt import OptBlock, OptEmbedding
+from dsplan.decoders.opt import OptBlock, OptEmbedding, OptHead
 from dsplan.decoders.pieces import BLOOM, EAGER, FALCON, GPT2, OPT, STREAM, Piece
 from dsplan.families import Decoder
-from dsplan.families.decoder import AFTER_NORM, FUSED, GROUPED, PARALLEL
+from dsplan.families.decoder import FUSED, LAYER_NORM
 from dsplan.kernels import Kernels
 from dsplan.workload import Workload
 
@@ -32,6 +32,8 @@ BLOCKS: dict[str, type[Block]] = {
 }
 #: Embeddings of their own.
 EMBEDDINGS: dict[str, type[Embedding]] = {GPT2: Gpt2Embedding, OPT: OptEmbedding, BLOOM: BloomEmbedding}
+#: Ends of their own.
+HEADS: dict[str, type[Head]] = {OPT: OptHead}
 #: Classes whose dropout in the residual stream is written down.
 DROPPING = (GPT2, OPT, "GPTNeoXForCausalLM")
 #: transformers' classes whose blocks are written down here.
@@ -56,8 +58,8 @@ CLASSES = frozenset(
 def pieces_of(decoder: Decoder, attention: str, workload: Workload, kernels: Kernels) -> tuple[Embedding, Block, Head]:
     """Embedding, block and head of ``decoder``, each on a tape of its own."""
     given = (decoder, attention, workload, kernels)
-    embedding = EMBEDDINGS.get(decoder.causal_lm, Embedding)
-    return embedding(*given), BLOCKS.get(decoder.causal_lm, Block)(*given), Head(*given)
+    kinds = EMBEDDINGS.get(decoder.causal_lm, Embedding), BLOCKS.get(decoder.causal_lm, Block)
+    return kinds[0](*given), kinds[1](*given), HEADS.get(decoder.causal_lm, Head)(*given)
 
 
 def blocks_of(decoder: Decoder, attention: str, workload: Workload, kernels: Kernels) -> tuple[Block, ...]:
@@ -77,25 +79,19 @@ def uncovered(decoder: Decoder, attention: str) -> str | None:
     """Why the formulas have no activations for ``decoder``; None where they have."""
     own, stable = decoder.causal_lm in BLOCKS, decoder.causal_lm == "StableLmForCausalLM"
     joins = own or decoder.qkv == FUSED
-    # Tokens, positions, and the last norm with its bias.
-    unusual = decoder.causal_lm == OPT and len(decoder.before) != 4
-    falcon = decoder.causal_lm == FALCON and (decoder.qkv != GROUPED or decoder.qkv_bias or not decoder.rotary_size)
-    latent = decoder.latent is not None
-    frozen = not decoder.trained and (own or joins or decoder.experts is not None)
+    plain = decoder.norm == LAYER_NORM and not any(len(each.shape) == 1 for each in decoder.kinds[0])
+    falcon = decoder.causal_lm == FALCON
+    alibi, grouped = falcon and not decoder.rotary_size, decoder.num_key_value_heads < decoder.num_attention_heads
+    used = [decoder.kinds[kind] for kind in set(decoder.layers)]
+    dense = any(not any(f"{decoder.leaf}.experts." in each.name for each in kind) for kind in used)
     reasons = (
-        (frozen, f"parameters that are not trained of {decoder.causal_lm}"),
         (decoder.causal_lm not in CLASSES, f"the activations of {decoder.causal_lm}"),
-        (not decoder.alike and decoder.leaf, f"layers without experts of {decoder.causal_lm}"),
-        (own and attention == "eager" and decoder.causal_lm != BLOOM, f"eager attention of {decoder.causal_lm}"),
+        (decoder.leaf and decoder.experts is not None and dense, f"layers without experts of {decoder.causal_lm}"),
         (not joins and decoder.rotary_size != decoder.head_size, "heads that rotate in part"),
-        (
-            stable and (decoder.residual == PARALLEL or decoder.qk_norm),
-            "parallel residuals or norms of heads of StableLM",
-        ),
-        (falcon, "Falcon's older architecture, with ALiBi, or with biases"),
-        (latent and attention == "eager", f"eager attention of {decoder.causal_lm}"),
-        (decoder.residual == AFTER_NORM, "BLOOM whose residual is taken behind its norms"),
-        (unusual, "OPT with its norms behind attention and MLP, without their weights, or with a projected embedding"),
+        (stable and decoder.qk_norm, "norms of heads of StableLM"),
+        (alibi and (attention == EAGER or grouped), "Falcon with ALiBi but for sdpa of a head of keys for each query"),
+        (falcon and decoder.mlp_bias and not decoder.trained, "parameters that are not trained of Falcon with biases"),
+        (plain, "norms without weights"),
         (
             decoder.dropout and decoder.causal_lm not in DROPPING,
             f"dropout in the residual stream of {decoder.causal_lm}",

@@ -65,7 +65,7 @@ class Embedding(Piece):
             for each in shared:
                 t.drop(each)
             if not self.trains[f"{name}.weight"]:
-                t.release(gradient)
+                self.arrived(name, gradient)
                 return
             t.mark(ENTER_BACKWARD, name)
             weight = operators.embedding_gradient(t, self.tokens, d.vocab_size, self.h, self.e)
@@ -74,13 +74,26 @@ class Embedding(Piece):
                 add_to_the_heads(t, weight)
             t.parameter_gradient(f"{name}.weight")
 
+        if self.is_constant:
+            self._constants[id(out)] = out
         return t.node(out, backward)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether what comes out needs no gradient: nothing of it is trained, and no checkpointed block asks for one
+        (transformers' ``enable_input_require_grads``)."""
+        trained = any(parameter.trained for parameter in self.decoder.before)
+        return not trained and self.workload.activation_checkpointing == "none"
+
+    def arrived(self, name: str, gradient: Storage) -> None:
+        """The gradient of an embedding that is not trained."""
+        if not self.is_constant:
+            self.tape.mark(ENTER_BACKWARD, name)
+        self.tape.release(gradient)
+
     def kept_masks(self) -> list[Tensor]:
-        """What checkpointed blocks keep of the masks for their second run."""
-        if self.workload.activation_checkpointing == "none":
-            return []
-        return [self.tape.tensor(size, term) for size, term in self.masks]
+        """What the masks' names are not the last to have."""
+        return [self.tape.tensor(size, term) for size, term in self.saved_masks]
 
     def hold_named(self) -> None:
         for size, term in self.named:
@@ -88,7 +101,7 @@ class Embedding(Piece):
 
     def cosines_and_sines(self) -> list[Tensor]:
         """In the type of the stream, made through fp32 (LlamaRotaryEmbedding.forward)."""
-        t, size = self.tape, self.s * self.decoder.rotary_size
+        t, size = self.tape, self.s * (self.decoder.rotary_size or self.decoder.head_size)  # ALiBi leaves them unused
         frequencies, whole = t.tensor(2 * size, WORKING), t.tensor(4 * size, WORKING)
         waves = []
         for _ in range(2):
@@ -110,10 +123,7 @@ class Head(Piece):
 
     def forward(self, x: Tensor) -> Tensor:
         t, d = self.tape, self.decoder
-        # OPT's last norm is made before its blocks, and so comes before them in torch's order.
-        last = next(each for each in (*d.after, *d.before[2:]) if len(each.shape) == 1)
-        normalised = self.norm(x, last.name.rpartition(".")[0])
-        t.drop(x)
+        normalised = self.last(x)
         t.hook(ENTER_BACKWARD, INNER)
         for size, term in self.named:
             t.events.append((FREE, size, term))
@@ -122,20 +132,28 @@ class Head(Piece):
         def head(y: Tensor) -> Tensor:
             size = e * self.tokens * v
             if not self.trains[d.tied or "lm_head.weight"]:
-                return frozen_linear(t, y, size, LOGITS, "lm_head")
-            return operators.linear(
-                t, y, size, LOGITS, "lm_head", e * self.h * v, 0, element_bytes=e, tied=bool(d.tied)
-            )
+                return frozen_linear(t, y, size, LOGITS, "lm_head", own=t.kernels.zero3_linear)
+            weight = e * self.width * v
+            return operators.linear(t, y, size, LOGITS, "lm_head", weight, 0, element_bytes=e, tied=bool(d.tied))
 
         logits = t.module("lm_head", head, normalised)
-        t.drop(normalised)
         if d.head_softcap is not None:
-            capped = attention.softcapped(t, logits, e * self.tokens * v, LOGITS)
-            t.drop(logits)
-            logits = capped
+            logits = attention.softcapped(t, logits, e * self.tokens * v, LOGITS)
         loss = causal_lm_loss(t, logits, element_bytes=e, num_tokens=self.tokens, batch=self.b, scalar=SCALARS)
-        t.drop(logits)
+        t.drop(logits, normalised)  # by its name, whether it is saved or not
         return loss
+
+    @property
+    def width(self) -> int:
+        """Elements of a token that the head multiplies."""
+        return self.h
+
+    def last(self, x: Tensor) -> Tensor:
+        """What comes between the blocks and the head, in the place of ``x``: a norm."""
+        name = next(each.name for each in self.decoder.after if len(each.shape) == 1).rpartition(".")[0]
+        normalised = self.norm(x, name)
+        self.tape.drop(x)
+        return normalised
 
 
 def add_to_the_heads(t: Tape, gradient: Storage) -> None:

@@ -15,14 +15,21 @@ from dsplan.operators import BACKWARD, PARAMETER_GRADIENT, WORKING
 from dsplan.tape import Saved, Storage, Tape, Tensor
 
 ROWS = Term("rows of the experts", "e·T·k·h each", "integrations/moe.py: gathered inputs and outputs, saved")
-HIDDEN = Term("expert activations", "e·T·k·2f and e·T·k·f each", "integrations/moe.py: gate_up, activation, product")
+HIDDEN = Term(
+    "expert activations",
+    "e·T·k·2f and e·T·k·f each, however tokens are routed",
+    "integrations/moe.py grouped_mm: gate_up, activation, product of all rows at once; balanced is worst",
+)
 
 
 class Mixture:
     """One mixture on a tape: ``module`` names the submodule that holds ``gate`` and ``experts``."""
 
-    def __init__(self, t: Tape, experts: Experts, *, tokens: int, width: int, element_bytes: int) -> None:
+    def __init__(
+        self, t: Tape, experts: Experts, *, tokens: int, width: int, element_bytes: int, trained: bool = True
+    ) -> None:
         self.t = t
+        self.trained = trained
         self.experts = experts
         self.tokens, self.h, self.e = tokens, width, element_bytes
         self.rows = tokens * experts.per_token
@@ -47,6 +54,7 @@ class Mixture:
             element_bytes=self.e,
             weight_bytes=self.w,
             held=held,
+            trained=self.trained,
         )
         weights = self.t.module(router.name, router.route, x)
         return self.t.module(f"{self.name}.experts", lambda y: self._multiply(y, weights), x)
@@ -57,29 +65,34 @@ class Mixture:
         sorted_ids = t.tensor(8 * rows, WORKING)
         kept_permutation = self._kept((8 * rows,), ROUTES)
         kept_tokens = self._kept((8 * rows,), ROUTES)
-        kept_gathered = self._kept((row_bytes,), ROWS)
+        gathered = t.tensor(row_bytes, ROWS)
+        kept_gathered = self._input_of_product(gathered)
         kept_weights = self._kept((self.w * rows,), ROUTES)
         counted = [t.tensor(4 * rows, WORKING), t.tensor(4 * count, WORKING)]
         kept_offsets = self._kept((4 * count,), ROUTES)
         kept_gate_up = self._kept((2 * e * rows * f,), HIDDEN)
         kept_active = self._kept((e * rows * f,), HIDDEN)
-        kept_product = self._kept((e * rows * f,), HIDDEN)
+        product = t.tensor(e * rows * f, HIDDEN)
+        kept_product = self._input_of_product(product)
         kept_down = self._kept((row_bytes,), ROWS)
+        t.drop(product)
         weighted = t.tensor(self.w * rows * h, WORKING)
         kept_inverse = self._kept((8 * rows,), ROUTES)
         ordered = t.tensor(self.w * rows * h, WORKING)
         t.drop(weighted)
         summed = t.tensor(self.w * self.tokens * h, WORKING)
         out = t.tensor(stream, WORKING) if e != self.w else t.view(summed.storage)
-        t.drop(sorted_ids, *counted, ordered, summed)
+        t.drop(sorted_ids, *counted, ordered, summed, gathered)
 
         def backward(gradient: Storage) -> None:
             d_weights, d_down = self._backward_of_weighting(gradient, kept_inverse, kept_weights + kept_down)
-            t.allocate(e * count * h * f, PARAMETER_GRADIENT)
+            if self.trained:
+                t.allocate(e * count * h * f, PARAMETER_GRADIENT)
             d_product = t.allocate(e * rows * f, BACKWARD)
             t.release(d_down)
             t.forget(*kept_product)
-            t.parameter_gradient(f"{self.name}.experts.down_proj")
+            if self.trained:
+                t.parameter_gradient(f"{self.name}.experts.down_proj")
             d_up, d_active = t.allocate(e * rows * f, BACKWARD), t.allocate(e * rows * f, BACKWARD)
             t.release(d_product)
             t.forget(*kept_active)
@@ -89,11 +102,13 @@ class Mixture:
             both = t.allocate(2 * e * rows * f, BACKWARD)
             t.release(d_gate)
             t.release(d_up)
-            t.allocate(2 * e * count * h * f, PARAMETER_GRADIENT)
+            if self.trained:
+                t.allocate(2 * e * count * h * f, PARAMETER_GRADIENT)
             d_gathered = t.allocate(row_bytes, BACKWARD)
             t.release(both)
             t.forget(*kept_offsets, *kept_gathered)
-            t.parameter_gradient(f"{self.name}.experts.gate_up_proj")
+            if self.trained:
+                t.parameter_gradient(f"{self.name}.experts.gate_up_proj")
             t.give(weights, self._scattered(self.w * rows, d_weights, kept_permutation))
             t.give(x, self._scattered(stream, d_gathered, kept_tokens))
 
@@ -129,6 +144,11 @@ class Mixture:
         t.release(gradient)
         t.forget(*kept)
         return found
+
+    def _input_of_product(self, x: Tensor) -> list[Saved]:
+        """What a grouped product keeps of its input: nothing, where its weights are not trained (derivatives.yaml,
+        _grouped_mm), but it counts as a save, of the weights."""
+        return [self.t.save(x if self.trained else Tensor(Storage(0, x.storage.term, silent=True)))]
 
     def _kept(self, sizes: tuple[int, ...], term: Term) -> list[Saved]:
         """New tensors that only the backward pass keeps."""

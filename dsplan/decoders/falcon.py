@@ -1,7 +1,8 @@
-"""Falcon's newer architecture as transformers runs it (models/falcon/modeling_falcon.py): Falcon 40B and 180B.
+"""Falcon as transformers runs it (models/falcon/modeling_falcon.py).
 
-Its linear layers multiply with ``@`` and not through ``F.linear``; keys and values are copied for every head; and its
-mask is always given, so that the attention kernel is the memory-efficient one.
+Its linear layers multiply with ``@`` and not through ``F.linear``, and its mask is always given. Falcon 40B and 180B
+copy keys and values for every head, and the attention kernel is the memory-efficient one. Falcon 7B has a single head
+of keys and values, which no kernel shares unless it is told to (``enable_gqa``). Falcon RW has ALiBi in its mask.
 
 Legend: e bytes of an element, b micro batch, s sequence, h width, a heads, k groups of keys and values, d head size.
 """
@@ -14,17 +15,22 @@ from dsplan import operators
 from dsplan.attention import QKV
 from dsplan.decoders import attention, mlp
 from dsplan.decoders.block import Block
+from dsplan.decoders.eager import Eager
 from dsplan.decoders.pieces import STREAM
-from dsplan.decoders.rotary import Part, expanded, part_of, rotate, size_of
+from dsplan.decoders.rotary import expanded, part_of, rotate, size_of
+from dsplan.decoders.unfused import Unfused
+from dsplan.families.decoder import GROUPED, SEQUENTIAL
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import Storage, Tape, Tensor
 
 
 class FalconBlock(Block):
-    """Attention and MLP beside each other, behind a norm each or one for both."""
+    """Attention and MLP beside each other, behind a norm each or one for both; or one after the other."""
 
     def block(self, x: Tensor) -> Tensor:
+        if self.decoder.residual == SEQUENTIAL:
+            return self.in_sequence(x)
         t, names = self.tape, [each.name for each in self.decoder.kinds[0]]
         first = self.norm(x, "ln_attn" if "ln_attn.weight" in names else "input_layernorm")
         second = self.norm(x, "ln_mlp") if "ln_mlp.weight" in names else first
@@ -35,24 +41,55 @@ class FalconBlock(Block):
         t.drop(attended, result, both, first, second)
         return out
 
+    def in_sequence(self, x: Tensor) -> Tensor:
+        t, numel, p = self.tape, self.tokens * self.h, self.decoder.attention_dropout
+        first = self.norm(x, "input_layernorm")
+        attended = t.module("self_attention", self.attention, first)
+        dropped = operators.dropout(t, attended, numel, self.e, p, operators.RESIDUAL_MASK)
+        middle = operators.add(t, dropped, x, STREAM)
+        t.drop(dropped)
+        second = self.norm(middle, "post_attention_layernorm")
+        result = t.module("mlp", self.mlp, second)
+        out = operators.add(t, result, middle, STREAM)
+        t.drop(result, attended, middle, first, second)
+        return out
+
     def attention(self, x: Tensor) -> Tensor:
         t, d = self.tape, self.decoder
         heads, groups = d.num_attention_heads, d.num_key_value_heads
         element = self.e * self.tokens * d.head_size
         qkv = self.multiplied(x, "self_attention.query_key_value", (heads + 2 * groups) * d.head_size, QKV)
-        queries = part_of(t, qkv, element * heads)
-        picked = [_picked(t, qkv, element * groups) for _ in range(2)]
-        q = _copied(t, queries, element * heads)
-        k, v = (_copied(t, expanded(t, each, element * heads), element * heads) for each in picked)
-        t.drop(queries, *picked)
-        rotated_q, rotated_k = rotate(t, q, QKV), rotate(t, k, QKV)
-        t.drop(q, k)
-        shape = replace(self.grouped_shape(), key_value_heads=heads, is_masked=True)
-        context = attention.fused(t, rotated_q, rotated_k, v, shape)
-        t.drop(rotated_q, rotated_k, v)
+        q: Tensor = part_of(t, qkv, element * heads)
+        pick = part_of if d.qkv != GROUPED and groups == heads else _picked
+        k, v = list[Tensor](pick(t, qkv, element * groups) for _ in range(2))
+        if d.qkv == GROUPED:
+            queries, picked = q, (k, v)
+            q = _copied(t, queries, element * heads)
+            k, v = (_copied(t, expanded(t, each, element * heads), element * heads) for each in picked)
+            t.drop(queries, *picked)
+        if d.rotary_size:
+            plain = q, k
+            q, k = rotate(t, q, QKV), rotate(t, k, QKV)
+            t.drop(*plain)
+        context = self.core(q, k, v)
         out = self.multiplied(context, "self_attention.dense", self.h, WORKING)
-        t.drop(context, qkv)
+        t.drop(context, qkv, q, k, v)
         return out
+
+    def core(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """With keys and values of every head, or of the single one that all share, for which torch has no kernel."""
+        t, shape = self.tape, replace(self.grouped_shape(), is_masked=True)
+        if self.decoder.qkv == GROUPED:
+            shape = replace(shape, key_value_heads=shape.heads)
+        if self.has_alibi:
+            return attention.fused(t, q, k, v, replace(shape, mask_heads=shape.heads))
+        shape = replace(shape, dropout=0.0)
+        if self.eager:
+            core = Eager(through_fp32=False, expands=True, in_place=True, held=self.probabilities)
+            return core(t, q, k, v, shape)
+        if not shape.grouped:
+            return attention.fused(t, q, k, v, shape)
+        return attention.copied(t, Unfused(t, shape, repeats=False)(q, k, v))
 
     def mlp(self, x: Tensor) -> Tensor:
         t, f = self.tape, self.decoder.intermediate_size
@@ -64,20 +101,28 @@ class FalconBlock(Block):
         return out
 
     def multiplied(self, x: Tensor, name: str, n_out: int, term: Term, *, n_in: int | None = None) -> Tensor:
-        """FalconLinear, ``input @ weight.T``: at stage 3 too the gradient of its input is a view."""
+        """FalconLinear, ``input @ weight.T + bias``: at stage 3 too the gradient of its input is a view."""
         t = self.tape
-        viewed = _viewed(t, x)
-        out = self.linear(viewed, name, n_out, term, bias=False, n_in=n_in)
+        if not self.needs_gradient(x):
+            return self.linear(x, name, n_out, term, bias=False, n_in=n_in)
+
+        def biased(product: Tensor) -> Tensor:
+            out = t.tensor(self.e * self.tokens * n_out, term)
+
+            def backward(gradient: Storage) -> None:
+                operators.bias_gradient(t, self.tokens, n_out, self.e)
+                t.parameter_gradient(f"{name}.bias")
+                t.give(product, gradient)
+
+            t.node(out, backward)
+            t.drop(product)
+            return out
+
+        viewed = mlp.viewed(t, x)
+        then = biased if self.decoder.mlp_bias else None
+        out = self.linear(viewed, name, n_out, term, bias=False, n_in=n_in, then=then)
         t.drop(viewed)
         return out
-
-
-def _viewed(t: Tape, x: Tensor) -> Tensor:
-    def backward(gradient: Storage) -> None:
-        gradient.is_view = True
-        t.give(x, gradient)
-
-    return t.node(t.view(x.storage), backward)
 
 
 def _added_in_place(t: Tape, x: Tensor, y: Tensor) -> Tensor:
@@ -104,7 +149,7 @@ def _picked(t: Tape, whole: Tensor, size: int) -> Tensor:
     return t.node(out, backward)
 
 
-def _copied(t: Tape, part: Part, size: int) -> Tensor:
+def _copied(t: Tape, part: Tensor, size: int) -> Tensor:
     """``flatten`` of heads that do not lie beside each other; its backward is a view."""
     out = t.tensor(size, QKV)
     t.node(out, lambda gradient: t.give(part, gradient))

@@ -9,11 +9,13 @@ from dsplan import attention, operators
 from dsplan.attention import AttentionShape
 from dsplan.decoders import mlp
 from dsplan.decoders.block import Block
+from dsplan.decoders.eager import Eager
 from dsplan.decoders.ends import Embedding, add_to_the_heads
 from dsplan.decoders.pieces import INNER, POSITIONS, ROOT, STREAM
+from dsplan.decoders.rotary import size_of, split
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, WORKING
-from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, Storage, Tensor
+from dsplan.tape import ALLOC, ENTER, ENTER_BACKWARD, LEAVE, Storage, Tensor
 
 
 class Gpt2Block(Block):
@@ -33,7 +35,17 @@ class Gpt2Block(Block):
         return out
 
     def attention(self, x: Tensor) -> Tensor:
-        t, d = self.tape, self.decoder
+        t = self.tape
+        qkv = self.linear(x, "attn.c_attn", 3 * self.h, attention.QKV, bias=True)
+        context = self.elementary(qkv) if self.eager else self.fused(qkv)
+        projected = self.linear(context, "attn.c_proj", self.h, WORKING, bias=True)
+        t.drop(context)
+        out = self.dropout(projected, "attn.resid_dropout", WORKING)
+        t.drop(projected, qkv)
+        return out
+
+    def fused(self, qkv: Tensor) -> Tensor:
+        d = self.decoder
         shape = AttentionShape(
             batch=self.b,
             length=self.s,
@@ -42,13 +54,18 @@ class Gpt2Block(Block):
             element_bytes=self.e,
             dropout=d.attention_dropout,
         )
-        qkv = self.linear(x, "attn.c_attn", 3 * self.h, attention.QKV, bias=True)
-        context = attention.fused(t, qkv, shape)
-        projected = self.linear(context, "attn.c_proj", self.h, WORKING, bias=True)
-        t.drop(context)
-        out = self.dropout(projected, "attn.resid_dropout", WORKING)
-        t.drop(projected, qkv)
-        return out
+        return attention.fused(self.tape, qkv, shape)
+
+    def elementary(self, qkv: Tensor) -> Tensor:
+        """``eager_attention_forward``, whose softmax stays in the model's type."""
+        t = self.tape
+        q, k, v = list[Tensor](split(t, qkv, [size_of(qkv) // 3] * 3))
+        # That of k comes from its transpose, with its heads in order, and is read by the concatenation as it is.
+        heads = self.decoder.num_attention_heads
+        v, q = self.by_head(v, heads), self.by_head(q, heads)
+        context = Eager(through_fp32=False, held=self.probabilities)(t, q, k, v, self.grouped_shape())
+        t.drop(q, k, v)
+        return context
 
     def mlp(self, x: Tensor) -> Tensor:
         t, f = self.tape, self.decoder.intermediate_size
@@ -76,42 +93,57 @@ class Gpt2Embedding(Embedding):
         t.mark(ENTER, ROOT)
         t.mark(ENTER, INNER)
         t.mark(ENTER, "transformer.wte")
-        tokens, places = (self.held(size) for size, _ in self.named)
+        tokens, places = (self.outlives(t.tensor(*self.named[index]), index) for index in range(2))
         t.mark(LEAVE, "transformer.wte")
-        positions = t.tensor(8 * self.s, POSITIONS)
+        shared = [t.tensor(8 * self.s, POSITIONS)]
         t.mark(ENTER, "transformer.wpe")
         t.mark(LEAVE, "transformer.wpe")
         summed = t.tensor(self.stream_bytes, STREAM)
 
         def backward(gradient: Storage) -> None:
             # The position gradient is summed over the batch first (expand's backward).
+            if not self.trains["transformer.wte.weight"]:
+                t.drop(*shared)
+                self.arrived("transformer.wte", gradient)
+                return
             together = t.allocate(e * self.s * self.h, BACKWARD) if self.b > 1 else t.hold(gradient)
             t.mark(ENTER_BACKWARD, "transformer.wpe")
-            t.allocate(e * d.max_position_embeddings * self.h, operators.PARAMETER_GRADIENT)
+            operators.embedding_gradient(t, self.s, d.max_position_embeddings, self.h, e)
             t.release(together)
-            t.drop(positions)
+            t.drop(*shared)
             t.parameter_gradient("transformer.wpe.weight")
             t.mark(ENTER_BACKWARD, "transformer.wte")
-            weight = t.allocate(e * d.vocab_size * self.h, operators.PARAMETER_GRADIENT)
+            weight = operators.embedding_gradient(t, self.tokens, d.vocab_size, self.h, e)
             t.release(gradient)
             if d.tied:
                 add_to_the_heads(t, weight)
             t.parameter_gradient("transformer.wte.weight")
 
         t.node(summed, backward)
+        shared += self.hold_masks()
         numel = self.tokens * self.h
-        out = t.module(
-            "transformer.drop",
-            lambda y: operators.dropout(t, y, numel, e, d.dropout, operators.RESIDUAL_MASK, term=STREAM),
-            summed,
-        )
+
+        def dropped(y: Tensor) -> Tensor:
+            return operators.dropout(t, y, numel, e, d.dropout, operators.RESIDUAL_MASK, term=STREAM)
+
+        if self.is_constant:
+            out = self.constant(lambda: t.module("transformer.drop", dropped, summed))
+            t.node(out, backward)
+        else:
+            out = t.module("transformer.drop", dropped, summed)
         t.drop(summed, tokens, places)
         return out
 
-    def held(self, size: int) -> Tensor:
-        """A tensor that the head's piece frees: its name goes when the model's forward pass ends."""
-        storage = self.tape.allocate(size, STREAM)
-        storage.silent = True
-        kind, _, term = self.tape.events[-1]
-        self.tape.events[-1] = (kind, size, term)
-        return Tensor(storage)
+    def outlives(self, x: Tensor, index: int) -> Tensor:
+        """``x``, the last that was made, which the head's piece frees, by ``named``: it has a name until then."""
+        events = self.tape.events
+        x.storage.silent = True
+        made = max(at for at, (kind, _, _) in enumerate(events) if kind == ALLOC)
+        events[made] = (ALLOC, *self.named[index])
+        return x
+
+    def hold_masks(self) -> list[Tensor]:
+        """The mask of elementary attention, which a name has as well, or, returned, checkpointed blocks."""
+        for size, term in self.named[2:]:
+            self.tape.events.append((ALLOC, size, term))
+        return self.kept_masks()

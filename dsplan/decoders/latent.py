@@ -15,6 +15,7 @@ from dsplan.attention import QKV
 from dsplan.decoders import attention
 from dsplan.decoders.attention import GroupedShape
 from dsplan.decoders.block import Block
+from dsplan.decoders.eager import Eager
 from dsplan.decoders.rotary import (
     Part,
     contiguous_gradient,
@@ -63,7 +64,10 @@ class LatentBlock(Block):
         turned_q, turned_k = self.rotated(rotary_q, rotary_k)
         q = joined(t, turned_q, plain_q, element * heads * d.head_size, QKV)
         k, v = self.expanded(normalised, turned_k)
-        context = attention.fused(t, q, k, v, self.grouped_shape())
+        if self.eager:
+            context = Eager(by_head=True, held=self.probabilities)(t, q, k, v, self.grouped_shape())
+        else:
+            context = attention.fused(t, q, k, v, self.grouped_shape())
         t.drop(normalised)
         width = heads * latent.value
         out = self.linear(context, "self_attn.o_proj", self.h, WORKING, bias=d.output_bias, n_in=width)

@@ -7,15 +7,21 @@ from dsplan.operators import BACKWARD, PARAMETER_GRADIENT
 from dsplan.tape import PRODUCT, Storage, Tape, Tensor
 
 
-def frozen_linear(t: Tape, x: Tensor, size: int, term: Term, name: str) -> Tensor:
-    """Saves the weight alone, which is there anyway; backward makes the input's gradient."""
+def frozen_linear(t: Tape, x: Tensor, size: int, term: Term, name: str, *, own: bool) -> Tensor:
+    """Saves the weight alone, which is there anyway, but counts where a second run ends.
+
+    Backward makes the gradient of the input. ``own``: it is stage 3's own function, which saves its input too, whatever
+    is asked of it (deepspeed/runtime/zero/linear.py).
+    """
+    kept = t.save(x if own else Tensor(Storage(0, term, silent=True)))
     out = t.tensor(size, term)
 
     def backward(gradient: Storage) -> None:
         t.mark(PRODUCT, name)
         dx = t.allocate(x.storage.size, BACKWARD)
-        dx.is_view = True
+        dx.is_view = not own
         t.release(gradient)
+        t.forget(kept)
         t.give(x, dx)
 
     return t.node(out, backward)

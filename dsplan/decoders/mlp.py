@@ -65,6 +65,16 @@ def flat(t: Tape, x: Tensor) -> Tensor:
     return t.node(t.view(x.storage), backward)
 
 
+def viewed(t: Tape, x: Tensor) -> Tensor:
+    """``x`` in another shape: its gradient is a view, to which none is added in place."""
+
+    def backward(gradient: Storage) -> None:
+        gradient.is_view = True
+        t.give(x, gradient)
+
+    return t.node(t.view(x.storage), backward)
+
+
 def scaled_by_rows(t: Tape, rows: Tensor, x: Tensor, term: Term) -> Tensor:
     """``rows * x``, a number for each token: saves both; the gradient of ``rows`` is a sum over a product."""
     kept_rows, kept_x = t.save(rows), t.save(x)

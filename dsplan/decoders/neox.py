@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dsplan import operators
 from dsplan.attention import QKV
-from dsplan.decoders import attention, mlp
+from dsplan.decoders import mlp
 from dsplan.decoders.block import Block
+from dsplan.decoders.eager import Eager
 from dsplan.decoders.pieces import STREAM
-from dsplan.decoders.rotary import contiguous_gradient, rotate_parts, size_of, split
+from dsplan.decoders.rotary import contiguous_gradient, rotate_parts_first, size_of, split
+from dsplan.decoders.unfused import sdpa
 from dsplan.families.decoder import PARALLEL
 from dsplan.operators import WORKING
 from dsplan.tape import Tensor
@@ -22,12 +24,10 @@ class JoinedBlock(Block):
 
     def joined_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The context, copied: it has its heads in the order of the queries, which cat has made contiguous."""
-        t, d = self.tape, self.decoder
-        rotated_q, rotated_k = rotate_parts(t, q, k, (d.rotary_size, d.head_size), QKV)
-        t.drop(q, k)
-        context = attention.copied(t, attention.fused(t, rotated_q, rotated_k, v, self.grouped_shape()))
-        t.drop(rotated_q, rotated_k, v)
-        return context
+        t, shape = self.tape, self.grouped_shape()
+        if self.eager:
+            return Eager(by_head=True, held=self.probabilities)(t, q, k, v, shape)
+        return sdpa(t, q, k, v, shape, by_head=True)
 
 
 class NeoxBlock(JoinedBlock):
@@ -62,9 +62,11 @@ class NeoxBlock(JoinedBlock):
         t.drop(flat)
         q, k, v = split(t, whole, [size_of(whole) // 3] * 3)
         t.drop(whole)
-        context = self.joined_attention(q, k, v)
+        joined_q, joined_k = rotate_parts_first(t, q, k, (d.rotary_size, d.head_size), QKV)
+        t.drop(q, k)
+        context = self.joined_attention(joined_q, joined_k, v)
         out = self.linear(context, "attention.dense", self.h, WORKING, bias=d.output_bias)
-        t.drop(context)
+        t.drop(context, joined_q, joined_k, v)
         return out
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -92,6 +94,8 @@ class StableLmBlock(JoinedBlock):
         t = self.tape
         normalised = self.norm(x, "input_layernorm")
         attended = t.module("self_attn", self.attention, normalised)
+        if self.decoder.residual == PARALLEL:
+            return self.beside(x, normalised, attended)
         middle = operators.add(t, x, attended, STREAM)
         again = self.norm(middle, "post_attention_layernorm")
         result = t.module("mlp", self.mlp, again)
@@ -100,9 +104,33 @@ class StableLmBlock(JoinedBlock):
         t.drop(result, middle, attended, normalised)
         return out
 
-    def attention(self, x: Tensor) -> Tensor:
+    def beside(self, x: Tensor, normalised: Tensor, attended: Tensor) -> Tensor:
+        """``x + attended + mlp(normalised)``, of one norm."""
         t = self.tape
-        context = self.joined_attention(*self.projections(x))
-        out = self.linear(context, "self_attn.o_proj", self.h, WORKING, bias=False)
-        t.drop(context)
+        result = t.module("mlp", self.mlp, normalised)
+        both = operators.add(t, x, attended, WORKING)
+        out = operators.add(t, both, result, STREAM)
+        t.drop(both, result, attended, normalised)
         return out
+
+    def attention(self, x: Tensor) -> Tensor:
+        t, d = self.tape, self.decoder
+        held: list[Tensor] = []
+        q, k, v = self.projections(x)
+        joined_q, joined_k = rotate_parts_first(t, q, k, (d.rotary_size, d.head_size), QKV, held)
+        t.drop(q, k)
+        context = self.joined_attention(joined_q, joined_k, v)
+        out = self.linear(context, "self_attn.o_proj", self.h, WORKING, bias=False)
+        t.drop(context, v, *held, joined_q, joined_k)
+        return out
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Three products, and then their heads."""
+        d = self.decoder
+        widths = {"q": d.num_attention_heads, "k": d.num_key_value_heads, "v": d.num_key_value_heads}
+        q, k, v = (
+            self.linear(x, f"self_attn.{name}_proj", heads * d.head_size, QKV, bias=d.qkv_bias)
+            for name, heads in widths.items()
+        )
+        q, k = self.by_head(q, widths["q"]), self.by_head(k, widths["k"])
+        return q, k, self.by_head(v, widths["v"]) if self.is_elementary else v

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsplan.ledger import Term
-from dsplan.operators import BACKWARD, PARAMETER_GRADIENT, WORKING
+from dsplan.operators import BACKWARD, LAYER_NORM_STATISTICS, PARAMETER_GRADIENT, WORKING, bias_gradient
 from dsplan.tape import Saved, Storage, Tape, Tensor
 
 UPCAST = Term(
@@ -69,10 +69,27 @@ def rms_norm(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term, *, tra
     return t.node(out, backward)
 
 
+def frozen_layer_norm(t: Tape, x: Tensor, term: Term, statistics_bytes: int) -> Tensor:
+    """``aten::native_layer_norm`` whose weight and bias are not trained: saves the same, makes its input's gradient."""
+    kept = t.save(x)
+    out = t.tensor(x.storage.size, term)
+    statistics = [t.tensor(statistics_bytes, LAYER_NORM_STATISTICS) for _ in range(2)]
+    saved = [t.save(statistic) for statistic in statistics]
+    t.drop(*statistics)
+
+    def backward(gradient: Storage) -> None:
+        dx = t.allocate(x.storage.size, BACKWARD)
+        t.release(gradient)
+        t.forget(kept, *saved)
+        t.give(x, dx)
+
+    return t.node(out, backward)
+
+
 def _weight_gradient(t: Tape, shape: NormShape) -> None:
     """The gradient of ``weight`` in ``weight * x``: a product, summed over the rows; the engine gets it later."""
     product = t.allocate(shape.size, BACKWARD)
-    t.allocate(shape.element_bytes * shape.width, PARAMETER_GRADIENT)
+    bias_gradient(t, shape.rows, shape.width, shape.element_bytes)
     t.release(product)
 
 
@@ -117,7 +134,7 @@ def rms_norm_plus_one(t: Tape, x: Tensor, shape: NormShape, name: str, term: Ter
 
 def _wide_weight_gradient(t: Tape, shape: NormShape, *, casts: bool) -> Storage:
     product = t.allocate(shape.upcast, BACKWARD)
-    d_weight = t.allocate(4 * shape.width, BACKWARD if casts else PARAMETER_GRADIENT)
+    d_weight = bias_gradient(t, shape.rows, shape.width, 4, term=BACKWARD if casts else PARAMETER_GRADIENT)
     t.release(product)
     return d_weight
 

@@ -12,16 +12,16 @@ from collections.abc import Callable
 
 from dsplan import operators
 from dsplan.decoders import mlp
-from dsplan.decoders.attention import SCORES
+from dsplan.decoders.attention import BIAS_ALIGNMENT, SCORES
 from dsplan.decoders.kinds import Kind, kinds_of
 from dsplan.decoders.linears import first_linear, frozen_linear, scaled
-from dsplan.decoders.norms import NormShape, norm_of_constant, rms_norm, rms_norm_plus_one
+from dsplan.decoders.norms import NormShape, frozen_layer_norm, norm_of_constant, rms_norm, rms_norm_plus_one
 from dsplan.families import Decoder, Parameter
 from dsplan.families.decoder import LAYER_NORM, RMS_PLUS_ONE
 from dsplan.kernels import Kernels
 from dsplan.ledger import Term
 from dsplan.operators import WORKING
-from dsplan.tape import Tape, Tensor
+from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, Tape, Tensor
 from dsplan.workload import Workload
 
 STREAM = Term("residual stream", "e·b·s·h per half block", "modeling_llama.py LlamaDecoderLayer.forward")
@@ -58,6 +58,8 @@ class Piece:
         #: Whether each of the piece's parameters is trained, by its name.
         self.trains = {parameter.name: parameter.trained for parameter in self.parameters}
         self._constants: dict[int, Tensor] = {}
+        #: What a name in the block has until it returns.
+        self.probabilities: list[Tensor] = []
         self.eager = kind_of_attention == EAGER
         self.workload = workload
         self.tape = Tape(kernels)
@@ -91,16 +93,16 @@ class Piece:
         attention, unless checkpointed blocks keep it for their second run.
         """
         rounded = self.tape.kernels.rounded
-        if self.decoder.causal_lm == GPT2:  # positions of one sample; OPT's are of each
-            return (self.whole_stream, STREAM), (int(rounded(self.e * self.s * self.h)), STREAM)
-        if self.decoder.causal_lm == OPT:
-            return (self.whole_stream, STREAM), (self.whole_stream, STREAM)
+        masks = tuple((int(rounded(size)), term) for size, term in self.masks if (size, term) not in self.saved_masks)
+        if self.decoder.causal_lm in (GPT2, OPT):  # GPT-2's positions are of one sample, OPT's of each
+            places = int(rounded(self.e * self.s * self.h)) if self.decoder.causal_lm == GPT2 else self.whole_stream
+            return (self.whole_stream, STREAM), (places, STREAM), *masks
         if self.workload.activation_checkpointing != "none":
-            # BLOOM's blocks return their probabilities, which the last one's result has until the next one's.
+            # Their blocks return their probabilities, which the last one's result has until the next one's.
             scores = self.e * self.b * self.decoder.num_attention_heads * self.s**2
-            return ((int(rounded(scores)), SCORES),) if self.decoder.causal_lm == BLOOM else ()
+            returned = self.eager and self.decoder.causal_lm in (BLOOM, FALCON)
+            return ((int(rounded(scores)), SCORES),) if returned else ()
         saved = self.e == 4 or self.decoder.norm == LAYER_NORM
-        masks = tuple((int(rounded(size)), term) for size, term in self.masks)
         return masks if saved else (*masks, (self.whole_stream, STREAM))
 
     @property
@@ -115,11 +117,30 @@ class Piece:
         Falcon's, and that of a window, is of truth values; BLOOM has ALiBi beside its own.
         """
         d, mask = self.decoder, (self.e * self.b * self.s**2, MASK)
-        if d.causal_lm == FALCON or any(kind.window is not None for kind in self.kinds):
+        if self.has_alibi:
+            return ((self.e * self.b * d.num_attention_heads * self.s, ALIBI), self.alibi_mask)
+        if (d.causal_lm == FALCON and not self.eager) or any(kind.window is not None for kind in self.kinds):
             return ((self.s**2, MASK),)
         if d.causal_lm == BLOOM:
             return ((self.e * self.b * d.num_attention_heads * self.s, ALIBI), mask)
         return (mask,) * len(set(d.windows)) if self.eager else ()
+
+    @property
+    def has_alibi(self) -> bool:
+        """Whether it is Falcon whose mask has ALiBi in it, a row for each head."""
+        return self.decoder.causal_lm == FALCON and not self.decoder.rotary_size
+
+    @property
+    def alibi_mask(self) -> tuple[int, Term]:
+        return self.e * self.b * self.decoder.num_attention_heads * self.s**2, MASK
+
+    @property
+    def saved_masks(self) -> tuple[tuple[int, Term], ...]:
+        """Those of :attr:`masks` that live until the backward pass is done: checkpointed blocks keep them for their
+        second run, and attention saves one that it is given as it is."""
+        if self.workload.activation_checkpointing != "none":
+            return self.masks
+        return (self.alibi_mask,) if self.has_alibi and self.s % BIAS_ALIGNMENT == 0 else ()
 
     @property
     def whole_stream(self) -> int:
@@ -131,9 +152,20 @@ class Piece:
         """The module that holds embedding, blocks and last norm: ``model.`` of ``model.layers.``."""
         return self.decoder.prefix.rpartition(".")[0].rpartition(".")[0]
 
-    def linear(self, x: Tensor, name: str, n_out: int, term: Term, *, bias: bool, n_in: int | None = None) -> Tensor:
+    def linear(
+        self,
+        x: Tensor,
+        name: str,
+        n_out: int,
+        term: Term,
+        *,
+        bias: bool,
+        n_in: int | None = None,
+        then: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """A linear layer; ``then``: what its module does with the product."""
         if f"{name}.lora_A.default.weight" in self.trains:
-            return self.tape.module(name, lambda y: self.adapted(y, name, n_out, term, bias=bias, n_in=n_in), x)
+            return self.adapted(x, name, n_out, term, bias=bias, n_in=n_in)
         e, inputs, t = self.e, n_in or self.h, self.tape
         size, weights, biases = e * self.tokens * n_out, e * inputs * n_out, e * n_out if bias else 0
 
@@ -142,20 +174,70 @@ class Piece:
             if self.needs_gradient(x):
                 if trained:
                     return operators.linear(t, y, size, term, name, weights, biases, element_bytes=e)
-                return frozen_linear(t, y, size, term, name)
+                own = t.kernels.zero3_linear and not self.multiplies
+                return frozen_linear(t, y, size, term, name, own=own)
             if trained:
                 return first_linear(t, y, size, term, name, weights, biases)
             return self.constant(lambda: t.tensor(size, term))
 
-        return t.module(name, apply, x)
+        return self.hooked(name, apply if then is None else lambda y: then(apply(y)), x)
 
-    def adapted(self, x: Tensor, name: str, n_out: int, term: Term, *, bias: bool, n_in: int | None = None) -> Tensor:
+    @property
+    def multiplies(self) -> bool:
+        """Whether the model's linear layers are none of torch's, so that stage 3 does not put its function in their
+        place: transformers' Conv1D, and FalconLinear."""
+        return self.decoder.transposed or self.decoder.saves_weights
+
+    def hooked(self, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A submodule: the backward pass enters it where its result needs a gradient, and leaves it where its input
+        does (deepspeed/runtime/zero/parameter_offload.py, PreBackwardFunctionForModule, PostBackwardFunctionModule).
+        """
+        t = self.tape
+        if self.needs_gradient(x):
+            return t.module(name, function, x)
+        t.mark(ENTER, name)
+        out = function(x)
+        if self.needs_gradient(out):
+            t.hook(ENTER_BACKWARD, name)
+        t.mark(LEAVE, name)
+        return out
+
+    def adapted(
+        self,
+        x: Tensor,
+        name: str,
+        n_out: int,
+        term: Term,
+        *,
+        bias: bool,
+        n_in: int | None = None,
+        flat: bool = False,
+    ) -> Tensor:
         """A frozen linear layer and its adapter, ``base(x) + B(A(x)) * scaling`` (peft/tuners/lora/layer.py)."""
+        linear = self.flat_linear if flat else self.linear
+
+        def adapt(y: Tensor) -> Tensor:
+            return self.with_adapter(y, name, n_out, term, linear, bias=bias, n_in=n_in)
+
+        return self.tape.module(name, adapt, x)
+
+    def with_adapter(
+        self,
+        x: Tensor,
+        name: str,
+        n_out: int,
+        term: Term,
+        linear: Callable[..., Tensor],
+        *,
+        bias: bool,
+        n_in: int | None,
+    ) -> Tensor:
         t = self.tape
         rank = next(each.shape[0] for each in self.parameters if each.name == f"{name}.lora_A.default.weight")
-        base = self.linear(x, f"{name}.base_layer", n_out, WORKING, bias=bias, n_in=n_in)
-        narrow = self.linear(x, f"{name}.lora_A.default", rank, ADAPTED, bias=False, n_in=n_in)
-        wide = self.linear(narrow, f"{name}.lora_B.default", n_out, WORKING, bias=False, n_in=rank)
+        base = linear(x, f"{name}.base_layer", n_out, WORKING, bias=bias, n_in=n_in)
+        x = self.hooked(f"{name}.lora_dropout.default", lambda y: y, x)  # none: an nn.Identity
+        narrow = linear(x, f"{name}.lora_A.default", rank, ADAPTED, bias=False, n_in=n_in)
+        wide = linear(narrow, f"{name}.lora_B.default", n_out, WORKING, bias=False, n_in=rank)
         t.drop(narrow)
         added = scaled(t, wide, WORKING)
         t.drop(wide)
@@ -167,6 +249,10 @@ class Piece:
         self, x: Tensor, name: str, n_out: int, term: Term, *, bias: bool, n_in: int | None = None
     ) -> Tensor:
         """A linear layer whose tokens are one dimension already: the gradient of its input is no view."""
+        if f"{name}.lora_A.default.weight" in self.trains:
+            return self.adapted(x, name, n_out, term, bias=bias, n_in=n_in, flat=True)
+        if not self.needs_gradient(x):
+            return self.linear(x, name, n_out, term, bias=bias, n_in=n_in)
         flat = mlp.flat(self.tape, x)
         out = self.linear(flat, name, n_out, term, bias=bias, n_in=n_in)
         self.tape.drop(flat)
@@ -178,19 +264,23 @@ class Piece:
         rows, width = (self.tokens * heads, d.head_size) if heads else (self.tokens, width or self.h)
 
         def apply(y: Tensor) -> Tensor:
+            trained = self.trains.get(f"{name}.weight", True)
             if d.norm == LAYER_NORM:
                 statistics = (4 if self.tape.kernels.float_norm_statistics else self.e) * rows
-                return operators.layer_norm(self.tape, y, term, name, statistics, self.e * width)
+                if trained:
+                    return operators.layer_norm(self.tape, y, term, name, statistics, self.e * width)
+                if self.needs_gradient(x):
+                    return frozen_layer_norm(self.tape, y, term, statistics)
+                return self.constant(lambda: frozen_layer_norm(self.tape, y, term, statistics))
             shape = NormShape(rows=rows, width=width, element_bytes=self.e)
             scale = rms_norm_plus_one if d.norm == RMS_PLUS_ONE else rms_norm
-            trained = self.trains.get(f"{name}.weight", True)
             if self.needs_gradient(x):
                 return scale(self.tape, y, shape, name, term, trained=trained)
             if trained:
                 return norm_of_constant(self.tape, y, shape, name, term, plus_one=d.norm == RMS_PLUS_ONE)
             return self.constant(lambda: scale(self.tape, y, shape, name, term))
 
-        return self.tape.module(name, apply, x)
+        return self.hooked(name, apply, x)
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError

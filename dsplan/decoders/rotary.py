@@ -111,14 +111,11 @@ def joined(t: Tape, first: Tensor, second: Tensor, size: int, term: Term) -> Ten
 
 
 def rotate_parts(t: Tape, q: Tensor, k: Tensor, share: tuple[int, int], term: Term) -> tuple[Tensor, Tensor]:
-    """``cat((rotated part, rest))`` of queries and keys (modeling_phi3.py apply_rotary_pos_emb).
+    """``cat((rotated part, rest))`` of queries and keys, one after the other (modeling_phi3.py apply_rotary_pos_emb).
 
     ``share``: rotating elements of a head, of how many. The rest may be empty, and is joined all the same.
     """
-    parts, rests = [], []
-    for x in (q, k):
-        parts.append(part_of(t, x, size_of(x) * share[0] // share[1]))
-        rests.append(part_of(t, x, size_of(x) - parts[-1].size))
+    parts, rests = _parted(t, (q, k), share)
     found = []
     for x, part, rest in zip((q, k), parts, rests, strict=True):
         rotated = rotate(t, part, WORKING)
@@ -126,6 +123,36 @@ def rotate_parts(t: Tape, q: Tensor, k: Tensor, share: tuple[int, int], term: Te
         t.drop(rotated)
     t.drop(*parts, *rests)
     return found[0], found[1]
+
+
+def rotate_parts_first(
+    t: Tape, q: Tensor, k: Tensor, share: tuple[int, int], term: Term, held: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same, where both have rotated before they are joined (modeling_gpt_neox.py apply_rotary_pos_emb).
+
+    ``held``: takes the parts, where the caller's names have them still (modeling_stablelm.py StableLmAttention).
+    """
+    parts, rests = _parted(t, (q, k), share)
+    turned = [rotate(t, part, WORKING) for part in parts]
+    found = []
+    for x, rotated, rest in zip((q, k), turned, rests, strict=True):
+        found.append(joined(t, rotated, rest, size_of(x), term))
+        if held is None:
+            t.drop(rotated)
+    if held is None:
+        t.drop(*parts, *rests)
+    else:
+        held += [*turned, *parts, *rests]
+    return found[0], found[1]
+
+
+def _parted(t: Tape, whole: Sequence[Tensor], share: tuple[int, int]) -> tuple[list[Part], list[Part]]:
+    """The parts that rotate, and the rests."""
+    parts, rests = [], []
+    for x in whole:
+        parts.append(part_of(t, x, size_of(x) * share[0] // share[1]))
+        rests.append(part_of(t, x, size_of(x) - parts[-1].size))
+    return parts, rests
 
 
 def rotate_pairs(t: Tape, q: Part, k: Part, term: Term) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsplan import operators
+from dsplan.decoders.linears import frozen_linear
 from dsplan.families import Experts
 from dsplan.families.decoder import SOFTMAX, WIDE_SIGMOID
 from dsplan.ledger import Term
@@ -29,6 +30,7 @@ class Router:
     Attributes:
         weight_bytes: of an element of the weights that a token's experts have.
         held: what the mixture's names hold until it returns; the router adds its logits and weights.
+        trained: whether its own weight is.
     """
 
     t: Tape
@@ -38,6 +40,7 @@ class Router:
     element_bytes: int
     weight_bytes: int
     held: list[Tensor]
+    trained: bool = True
 
     @property
     def name(self) -> str:
@@ -66,9 +69,11 @@ class Router:
         """Softmax in fp32, the k highest, divided by their sum or not, and cast where their weights are not wide."""
         t, e, rows, wide = self.t, self.element_bytes, self.rows, self.wide
         scores = e * self.tokens * self.experts.num
-        logits = operators.linear(
-            t, x, scores, WORKING, self.name, e * self.width * self.experts.num, 0, element_bytes=e
-        )
+        if self.trained:
+            weight = e * self.width * self.experts.num
+            logits = operators.linear(t, x, scores, WORKING, self.name, weight, 0, element_bytes=e)
+        else:
+            logits = frozen_linear(t, x, scores, WORKING, self.name, own=t.kernels.zero3_linear)
         self.held.append(logits)
         upcast = t.tensor(wide, WORKING) if e != 4 else t.view(logits.storage)
         probabilities = t.tensor(wide, ROUTES)
@@ -108,20 +113,23 @@ class Router:
         casts = e != 4
         inputs, weights = 4 * self.tokens * self.width, 4 * count * self.width
         copies = [t.tensor(size, ROUTER_INPUT) for size in (inputs, weights)] if casts else [t.view(x.storage)]
-        kept = [t.save(copy) for copy in copies]
+        # Of a weight that is not trained torch saves the copy alone, stage 3's own function both.
+        saves_input = self.trained or t.kernels.zero3_linear
+        kept = [t.save(copy) for copy in (copies if saves_input else copies[1:])]
         logits = t.tensor(self.wide, ROUTES)
         t.drop(*copies)
 
         def backward(gradient: Storage) -> None:
-            d_weight = t.allocate(weights, BACKWARD if casts else PARAMETER_GRADIENT)
+            d_weight = t.allocate(weights, BACKWARD if casts else PARAMETER_GRADIENT) if self.trained else None
             t.mark(PRODUCT, self.name)
             dx = t.allocate(inputs, BACKWARD)
             t.release(gradient)
             t.forget(*reversed(kept))
-            if casts:
-                t.allocate(e * count * self.width, PARAMETER_GRADIENT)
-                t.release(d_weight)
-            t.parameter_gradient(f"{self.name}.weight")
+            if d_weight is not None:
+                if casts:
+                    t.allocate(e * count * self.width, PARAMETER_GRADIENT)
+                    t.release(d_weight)
+                t.parameter_gradient(f"{self.name}.weight")
             if casts:
                 d_wide, dx = dx, t.allocate(e * self.tokens * self.width, BACKWARD)
                 t.release(d_wide)

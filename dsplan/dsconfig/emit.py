@@ -24,6 +24,7 @@ NVME_PATH = "/local_nvme"
 COSINE, LINEAR = "WarmupCosineLR", "WarmupDecayLR"
 
 _OFFLOAD = ("offload_optimizer", "offload_param")
+_SECTIONS = (*_OFFLOAD, "leaf_module")
 #: Keys that say something at a stage even when they hold the default.
 _SHOWN_BELOW_3 = ("reduce_scatter", "reduce_bucket_size", "allgather_partitions", "allgather_bucket_size")
 _SHOWN: dict[int, tuple[str, ...]] = {
@@ -184,7 +185,7 @@ def _optimizer(plan: Plan) -> dict[str, Any]:
 def _zero(zero: ZeroConfig) -> dict[str, Any]:
     default = ZeroConfig()
     section: dict[str, Any] = {"stage": zero.stage}
-    for key in (field.name for field in fields(ZeroConfig) if field.name not in _OFFLOAD):
+    for key in (field.name for field in fields(ZeroConfig) if field.name not in _SECTIONS):
         value = getattr(zero, key)
         if key in _SHOWN[zero.stage] or value != getattr(default, key):
             section[key] = value
@@ -192,6 +193,11 @@ def _zero(zero: ZeroConfig) -> dict[str, Any]:
         offload: OffloadOptimizer | OffloadParam = getattr(zero, name)
         if offload != type(offload)():
             section[name] = _offload(offload)
+    leaves = {key: list(value) for key, value in asdict(zero.leaf_module).items() if value not in (None, ())}
+    if zero.leaf_module.classes is not None:
+        leaves["classes"] = list(zero.leaf_module.classes)  # an empty list is no default
+    if leaves:
+        section["leaf_module"] = leaves
     return section
 
 

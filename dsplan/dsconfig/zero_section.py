@@ -11,10 +11,10 @@ from dataclasses import fields
 from typing import Any
 
 from dsplan.errors import InputError
-from dsplan.zero import OffloadOptimizer, OffloadParam, ZeroConfig
+from dsplan.zero import LeafModule, OffloadOptimizer, OffloadParam, ZeroConfig
 
 _PREFIX = "stage3_"
-_OFFLOAD = ("offload_optimizer", "offload_param")
+_SECTIONS = ("offload_optimizer", "offload_param", "leaf_module")
 _DEPRECATED = {"cpu_offload": "offload_optimizer", "cpu_offload_param": "offload_param"}
 
 
@@ -32,13 +32,20 @@ def zero_config(document: Mapping[str, Any]) -> ZeroConfig:
     plain = {
         field.name: _number(values[field.name])
         for field in fields(ZeroConfig)
-        if field.name in values and field.name not in _OFFLOAD
+        if field.name in values and field.name not in _SECTIONS
     }
     return ZeroConfig(
         **plain,
         offload_optimizer=OffloadOptimizer(**_offload("offload_optimizer", values, OffloadOptimizer)),
         offload_param=OffloadParam(**_offload("offload_param", values, OffloadParam)),
+        leaf_module=_leaf_module(values.get("leaf_module") or {}),
     )
+
+
+def _leaf_module(section: Mapping[str, Any]) -> LeafModule:
+    """A string is a list of one (``DeepSpeedZeroLeafModuleConfig._coerce_container_types``)."""
+    given = {key: (value,) if isinstance(value, str) else tuple(value) for key, value in section.items()}
+    return LeafModule(**given)
 
 
 def _boolean_section(enabled: bool, document: Mapping[str, Any]) -> dict[str, Any]:

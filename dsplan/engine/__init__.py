@@ -9,6 +9,7 @@ from dsplan.engine.base import Engine, Run
 from dsplan.engine.identity import output_by_size
 from dsplan.engine.stage0 import Stage0Flat, Stage0Plain, Stage0Unfused
 from dsplan.engine.stage12 import Stage12
+from dsplan.engine.trained import all_trained
 from dsplan.errors import InputError
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
@@ -39,8 +40,11 @@ def engine_for(run: Run) -> Engine:
     if stage == 3:
         from dsplan.engine.leaves import leaf_of
         from dsplan.engine.stage3 import Stage3
+        from dsplan.engine.stage3_frozen import Stage3Frozen
         from dsplan.engine.stage3_leaves import Stage3Leaves
 
+        if not all_trained(run.model):
+            return Stage3Frozen(run)
         return Stage3Leaves(run) if leaf_of(run.model) else Stage3(run)
     if stage in (1, STAGE_2):
         return _stage12(run)

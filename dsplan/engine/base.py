@@ -170,6 +170,12 @@ class Engine:
             self.ledger.alloc_many(target, sizes)
             self.ledger.free_many(source, sizes)
 
+    def copy_to_host(self, elements: int) -> None:
+        """What a blocking copy from the device takes beside its fp32 result on the host: it arrives in the model's
+        type, and is cast there (aten/src/ATen/native/cuda/Copy.cu, copy_kernel_cuda)."""
+        if self.e != 4:
+            self.ledger.temporary(states.HOST_TRANSIENT, self.e * elements)
+
     def placed(self, term: Term, *, pinned: bool) -> Term:
         """The term in pinned memory, or its pageable form where the configuration does not pin."""
         return term if pinned else _pageable(term)

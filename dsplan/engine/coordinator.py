@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from dsplan.engine.hooks import Change, Mark, Module, Row
+from dsplan.engine.hooks import Change, Mark, Module
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
 from dsplan.partition import parameter_sizes
@@ -24,17 +23,19 @@ from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE_BACKWARD
 from dsplan.units import ceil_div, round_up
 from dsplan.zero import ZeroConfig
 
-__all__ = ["Change", "Coordinator", "Mark", "Module", "Row", "persistent_parameters"]
+__all__ = ["Change", "Coordinator", "Mark", "Module", "persistent_parameters"]
 
 NEVER = -(10**10)
+UNASKED = 10**18
 
 
 @dataclass(slots=True)
-class _Batch:
+class Batch:
     """One coalesced all-gather: its flat buffer lives until its last parameter has been waited for.
 
     ``staged_bytes``: the partition's copy from the host that a collective of one parameter holds until it is waited
     for (torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp, stashed_for_allocator_safety_). Several are joined first.
+    ``shape``: its parameters counted from the first, once somebody has asked.
     """
 
     parameters: list[int]
@@ -42,13 +43,19 @@ class _Batch:
     outstanding: int
     split: bool = False
     staged_bytes: int = 0
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class Pass:
-    """State that lasts for one forward and backward pass."""
+    """State that lasts for one forward and backward pass.
+
+    ``least_room``, ``most_room``: elements below the limit of what lives, where prefetching asked for them.
+    """
 
     step: int = 0
+    least_room: int = UNASKED
+    most_room: int = -UNASKED
     available_elements: int = 0
     queue: deque[tuple[int, int]] = field(default_factory=deque)
     fetched_for: dict[int, int] = field(default_factory=dict)
@@ -70,14 +77,15 @@ class Coordinator:
         self.e = element_bytes
         self.kernels = kernels
         self.sizes = parameter_sizes(model)
-        self.padded = [round_up(numel, world_size) for numel in self.sizes]
+        padded = {numel: round_up(numel, world_size) for numel in set(self.sizes)}
+        self.padded = [padded[numel] for numel in self.sizes]
         self.persistent = persistent_parameters(model, zero)
         self.copies_from_host = zero.offloads_parameters and not kernels.one_pool
         self.gathers = world_size > 1 or self.copies_from_host
         self.storage = [0] * len(self.sizes)  # bytes of each gathered parameter; 0 when partitioned
         self.status = [0] * len(self.sizes)  # 0 partitioned, 1 in flight, 2 available
         self.active: list[set[int]] = [set() for _ in self.sizes]  # submodules that use each parameter now
-        self.in_flight: dict[int, _Batch] = {}
+        self.in_flight: dict[int, Batch] = {}
         self.saved: set[int] = set()  # gathered parameters whose storage autograd holds too
         self.detached: dict[int, int] = {}  # bytes of those that were released and that autograd alone holds
         #: (position, parameters, bytes) of the last pass: what was forgotten at which mark.
@@ -95,11 +103,10 @@ class Coordinator:
 
     # One pass.
 
-    def run(self, marks: list[Mark], saving: frozenset[int] = frozenset(), rows: Sequence[Row] = ()) -> list[Change]:
+    def run(self, marks: list[Mark], saving: frozenset[int] = frozenset()) -> list[Change]:
         """One forward and backward; the first call records the trace, later ones prefetch by it.
 
         ``saving`` are the positions of the marks at which autograd has saved what the module's backward needs.
-        ``rows`` are the marks of alike blocks one after the other, which the first call need not take one by one.
         """
         if self._trace is None and self._recording:
             self._complete_trace()
@@ -107,17 +114,7 @@ class Coordinator:
         if self._trace is not None:
             state.queue = deque(self._queue)
         self.forgotten = []
-        if self._trace is not None or not rows:
-            return self._run(marks, 0, len(marks), saving, state)
-        changes: list[Change] = []
-        for start, length, count in rows:
-            changes += self._run(marks, len(changes), start, saving, state)
-            before = self._between_blocks(state)
-            changes += self._run(marks, start, start + length, saving, state)
-            if before is not None and self._between_blocks(state) == before:
-                self._repeat(marks, start, length, count - 1, state)
-                changes += changes[start:] * (count - 1)
-        return changes + self._run(marks, len(changes), len(marks), saving, state)
+        return self._run(marks, 0, len(marks), saving, state)
 
     def _run(self, marks: list[Mark], start: int, end: int, saving: frozenset[int], state: Pass) -> list[Change]:
         changes: list[Change] = []
@@ -132,8 +129,12 @@ class Coordinator:
                 if module.parameters or recording:
                     self._fetch(module, state)
                 else:
-                    if state.queue and state.available_elements < most:
-                        self._prefetch((), state)
+                    if state.queue:
+                        room = most - state.available_elements
+                        if room > 0:
+                            self._prefetch((), state)
+                        elif room < state.least_room or room > state.most_room:
+                            _note(room, state)
                     state.step += 1
             else:
                 if position in saving:
@@ -144,27 +145,6 @@ class Coordinator:
                 self._release_module(module, state)
             changes.append((self.rise - level, self.level - level))
         return changes
-
-    def _between_blocks(self, state: Pass) -> tuple[object, ...] | None:
-        """All that the rules of the first pass look at, where nothing is on its way; else None."""
-        if self.in_flight or any(self.active):
-            return None
-        backward = [module for module in self._in_backward.values() if module.parameters]
-        held = set(self.saved), dict(self.detached)
-        return self.state(), tuple(self.status), held, backward, state.available_elements
-
-    def _repeat(self, marks: list[Mark], start: int, length: int, times: int, state: Pass) -> None:
-        """Blocks that do as the one from ``start`` on has done are recorded, no more."""
-        forgotten = [each for each in self.forgotten if each[0] >= start]
-        for number in range(1, times + 1):
-            first = start + number * length
-            self._recording += [
-                module for kind, module in marks[first : first + length] if kind in (ENTER, ENTER_BACKWARD)
-            ]
-            for position, _, size in forgotten:
-                there = position + number * length
-                self.forgotten.append((there, marks[there][1].saved, size))
-        state.step = len(self._recording)
 
     def leftovers(self) -> Change:
         """release_backward_leftovers: modules whose inputs carry no gradient never left their backward."""
@@ -182,20 +162,20 @@ class Coordinator:
         start = self.level
         for parameter in list(self.in_flight):
             self._wait(parameter)
-        for users in self.active:
+        for users in filter(None, self.active):
             users.clear()
-        for parameter, status in enumerate(self.status):
-            if status == 2:
-                self._release(parameter)
+        for parameter in [parameter for parameter, status in enumerate(self.status) if status == 2]:
+            self._release(parameter)
         return self.level - start
 
     def gather_persistent(self) -> int:
         """The step ends by gathering what stays resident; returns the change in bytes."""
         start = self.level
+        status, padded = self.status, self.padded
         for parameter in self.persistent:
-            if self.status[parameter] == 0:
-                self.status[parameter] = 2
-                self._allocate_parameter(parameter, self.padded[parameter])
+            if status[parameter] == 0:
+                status[parameter] = 2
+                self._allocate_parameter(parameter, padded[parameter])
         return self.level - start
 
     def invalidate(self) -> int:
@@ -234,21 +214,26 @@ class Coordinator:
                 parameter, step = queue.popleft()
                 fetched_for[parameter] = step
                 taken.add(parameter)
+            if not queue:
+                return
         zero = self.zero
-        budget = min(zero.stage3_max_live_parameters - state.available_elements, zero.stage3_prefetch_bucket_size)
-        if not queue or budget <= 0:
+        room = zero.stage3_max_live_parameters - state.available_elements
+        if room < state.least_room or room > state.most_room:
+            _note(room, state)
+        budget = min(room, zero.stage3_prefetch_bucket_size)
+        if budget <= 0:
             return
-        batch: list[int] = []
+        batch: dict[int, None] = {}  # in their order
         elements = 0
         status, sizes = self.status, self.sizes
         while queue and elements < budget:
             parameter, step = queue.popleft()
             fetched_for[parameter] = step  # the latest so far: the queue is in the order of the trace
             if status[parameter] == 0 and parameter not in batch:
-                batch.append(parameter)
+                batch[parameter] = None
                 elements += sizes[parameter]
         if batch:
-            self._gather(batch, state)
+            self._gather(list(batch), state)
 
     def _gather(self, parameters: list[int], state: Pass) -> None:
         parameters = sorted(parameters)
@@ -256,18 +241,18 @@ class Coordinator:
             state.available_elements += self.sizes[parameter]
             self.status[parameter] = 1
         if self.world_size == 1:
-            batch = _Batch(parameters, 0, len(parameters), split=True)
+            batch = Batch(parameters, 0, len(parameters), split=True)
             for parameter in parameters:
                 if self.gathers:
                     self._allocate_parameter(parameter, self.sizes[parameter])
         elif len(parameters) == 1:
-            batch = _Batch(parameters, 0, 1, split=True)
+            batch = Batch(parameters, 0, 1, split=True)
             self._allocate_parameter(parameters[0], self.padded[parameters[0]])
             if self.copies_from_host:
                 batch.staged_bytes = self._bytes(ceil_div(self.sizes[parameters[0]], self.world_size))
                 self._change(batch.staged_bytes)
         else:
-            batch = _Batch(parameters, self._bytes(sum([self.padded[p] for p in parameters])), len(parameters))
+            batch = Batch(parameters, self._bytes(sum([self.padded[p] for p in parameters])), len(parameters))
             self._change(batch.flat_bytes)
             if self.copies_from_host:
                 self._temporary(sum(ceil_div(self.sizes[p], self.world_size) for p in parameters))
@@ -385,15 +370,21 @@ class Coordinator:
             self.rise = self.level
 
 
+def _note(room: int, state: Pass) -> None:
+    state.least_room, state.most_room = min(state.least_room, room), max(state.most_room, room)
+
+
 @lru_cache(maxsize=256)
 def persistent_parameters(model: ModelShape, zero: ZeroConfig) -> frozenset[int]:
     """Parameters that stay gathered between steps (parameter_offload.py mark_persistent_parameters)."""
+    sizes, most = parameter_sizes(model), zero.stage3_param_persistence_threshold
+    small = [index for index, numel in enumerate(sizes) if numel <= most]
+    if sum([sizes[index] for index in small]) <= zero.stage3_model_persistence_threshold:
+        return frozenset(small)
     total = 0
     found = []
-    for index, numel in enumerate(parameter_sizes(model)):
-        if numel + total > zero.stage3_model_persistence_threshold:
-            continue
-        if numel <= zero.stage3_param_persistence_threshold:
+    for index in small:
+        if sizes[index] + total <= zero.stage3_model_persistence_threshold:
             found.append(index)
-            total += numel
+            total += sizes[index]
     return frozenset(found)

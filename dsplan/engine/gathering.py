@@ -6,17 +6,20 @@ coordinator's rules. Neither depends on the batch size, so the result is shared 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 
 from dsplan.activations import BLOCK, block_programs, programs
-from dsplan.engine.coordinator import Change, Coordinator, Mark, Module, Row
-from dsplan.engine.leaves import LeafCoordinator, leaf_of, owner_of
-from dsplan.engine.secondary import SecondaryCoordinator
+from dsplan.engine.alike import AlikeCoordinator, Repeat
+from dsplan.engine.coordinator import Change, Coordinator, Mark, Module
+from dsplan.engine.coordinators import coordinator_of
+from dsplan.engine.hook_parts import AlikeModules, HookPart
+from dsplan.engine.leaves import leaf_of, owner_of
+from dsplan.engine.trained import all_trained
 from dsplan.kernels import Kernels
-from dsplan.model import ModelShape
+from dsplan.model import ModelShape, Parameter
 from dsplan.partition import parameter_sizes
 from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, LEAVE_BACKWARD, Event
 from dsplan.workload import Workload
@@ -41,11 +44,24 @@ class GatherPass:
 
     ``forgotten``: of the hooks at which a saved weight goes the position, the module's parameters and the bytes. It
     goes when its node has run, so before the first gradient of the module is handed over.
+    ``repeats``: changes that come several times one after the other, as (position, how many, how often).
     """
 
     changes: tuple[Change, ...]
     leftovers: Change
     forgotten: tuple[tuple[int, tuple[int, ...], int], ...] = ()
+    repeats: tuple[Repeat, ...] = ()
+
+    def of_blocks(self, position: int, blocks: int, hooks: int) -> list[tuple[int, tuple[Change, ...]]]:
+        """The changes of blocks of so many hooks from ``position`` on: how many blocks have the same, and which."""
+        repeats = {first: times for first, _, times in self.repeats}
+        found = []
+        while blocks:
+            times = min(repeats.get(position, 1), blocks)
+            found.append((times, self.changes[position : position + hooks]))
+            position += times * hooks
+            blocks -= times
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +110,37 @@ def gather_steps(
 def _gather_steps(
     model: ModelShape, rules: ZeroConfig, world_size: int, hooks: Workload, kernels: Kernels, micro_batches: int
 ) -> tuple[GatherStep, ...]:
-    marks, saving = marks_and_saving(model, hooks, kernels, saves_weights=not rules.memory_efficient_linear)
-    kind: type[Coordinator] = LeafCoordinator if leaf_of(model) else Coordinator
-    kind = SecondaryCoordinator if rules.zero_hpz_partition_size > 1 else kind
+    own_linear = rules.memory_efficient_linear
+    of_programs = kernels.of_programs(zero3_linear=own_linear)  # what is saved decides where a second run ends
+    kind = coordinator_of(model, rules)
+    parts = parts_of(model, hooks, of_programs, saves_weights=not own_linear) if kind is Coordinator else ()
+    kind = AlikeCoordinator if parts else kind
     coordinator = kind(model, rules, world_size, hooks.element_bytes, kernels)
-    rows = () if leaf_of(model) else rows_of(model, hooks, kernels)
+    marks, saving = (
+        ([], frozenset()) if parts else marks_and_saving(model, hooks, of_programs, saves_weights=not own_linear)
+    )
     steps: list[GatherStep] = []
     previous: tuple[int, ...] | None = None
     for _ in range(LONGEST_START):
-        passes = tuple(
-            GatherPass(
-                changes=tuple(coordinator.run(marks, saving, rows)),
-                leftovers=coordinator.leftovers(),
-                forgotten=tuple(coordinator.forgotten),
+        passes = []
+        for _ in range(micro_batches):
+            repeats: tuple[Repeat, ...] = ()
+            if isinstance(coordinator, AlikeCoordinator):
+                changes = coordinator.run_parts(parts)
+                repeats = tuple(coordinator.repeats)
+            else:
+                changes = coordinator.run(marks, saving)
+            passes.append(
+                GatherPass(
+                    changes=tuple(changes),
+                    leftovers=coordinator.leftovers(),
+                    forgotten=tuple(coordinator.forgotten),
+                    repeats=repeats,
+                )
             )
-            for _ in range(micro_batches)
-        )
         steps.append(
             GatherStep(
-                passes=passes,
+                passes=tuple(passes),
                 released=coordinator.partition_all(),
                 persistent=coordinator.gather_persistent(),
                 invalidated=coordinator.invalidate(),
@@ -143,6 +171,8 @@ def _acts(model: ModelShape, owners: frozenset[str], kind: int, what: object) ->
     leaf = leaf_of(model)
     if leaf and isinstance(what, str) and what.startswith(f"{leaf}."):
         return False
+    if kind == LEAVE_BACKWARD and not all_trained(model):  # which modules are in their backward pass matters
+        return True
     return kind in _ENTERING or (kind in _LEAVING and what in owners)
 
 
@@ -167,22 +197,15 @@ def marks_and_saving(
     if model.tied_module:
         owned["lm_head"] = owned[model.tied_module]
     modules: dict[str, Module] = {}
-    detaches = workload.activation_checkpointing == "torch"
     shapes = [len(parameter.shape) for parameter in model.parameters]
-    # All experts' weights are one tensor, whose product saves it transposed (transformers' integrations/moe.py).
-    kept = {MATRIX, EXPERTS} if saves_weights else {EXPERTS}
-    plain = model.decoder is not None and model.decoder.saves_weights
-    kept_in_blocks = {MATRIX, EXPERTS} if plain else kept
-    embeddings = {parameter.name.rpartition(".")[0] for parameter in model.embedding_parameters}
+    rule = _SavingRule(model, workload, frozenset(shapes), saves_weights=saves_weights)
 
     def module(name: str) -> Module:
         if name not in modules:
             parameters = tuple(owned.get(name, ()))
             in_block = name.startswith(model.block_prefix)
-            saved = tuple(index for index in parameters if shapes[index] in (kept_in_blocks if in_block else kept))
-            if detaches and in_block:
-                saved = parameters
-            modules[name] = Module(name, parameters, () if name in embeddings else saved)
+            saved = rule.saved(name, [(index, shapes[index]) for index in parameters], in_block=in_block)
+            modules[name] = Module(name, parameters, saved)
         return modules[name]
 
     named: dict[str, dict[object, Module]] = {}  # of each prefix
@@ -214,24 +237,119 @@ def marks_and_saving(
     ]
     marks = [*before, *forward, *after]
     recomputed = range(len(before), len(before) + len(forward)) if workload.activation_checkpointing != "none" else ()
-    saves = saves_weights or plain or detaches or EXPERTS in shapes
-    if not saves:
+    if not rule.saves:
         return marks, frozenset()
-    saving = {position for position, (kind, _) in enumerate(marks) if kind == LEAVE}
+    # A weight is saved for the gradient of the input; a backward pass that makes none does not leave the module.
+    left = {id(module) for kind, module in marks if kind == LEAVE_BACKWARD}
+    saving = {position for position, (kind, module) in enumerate(marks) if kind == LEAVE and id(module) in left}
     return marks, frozenset(saving.difference(recomputed))
 
 
-def rows_of(model: ModelShape, workload: Workload, kernels: Kernels) -> tuple[Row, ...]:
-    """Where in the marks of a pass the blocks are, forward and backward; none where they are not alike."""
+class _SavingRule:
+    """Which parameters' gathered storage autograd keeps (:func:`marks_and_saving`).
+
+    ``saves``: whether it keeps any of a model whose parameters have these numbers of dimensions.
+    """
+
+    def __init__(
+        self, model: ModelShape, workload: Workload, dimensions: frozenset[int], *, saves_weights: bool
+    ) -> None:
+        # All experts' weights are one tensor, whose product saves it transposed (transformers' integrations/moe.py).
+        self._kept = {MATRIX, EXPERTS} if saves_weights else {EXPERTS}
+        plain = model.decoder is not None and model.decoder.saves_weights
+        self._kept_in_blocks = {MATRIX, EXPERTS} if plain else self._kept
+        self._detaches = workload.activation_checkpointing == "torch"
+        self._embeddings = {parameter.name.rpartition(".")[0] for parameter in model.embedding_parameters}
+        self.saves = saves_weights or plain or self._detaches or EXPERTS in dimensions
+
+    def saved(self, name: str, parameters: Sequence[tuple[int, int]], *, in_block: bool) -> tuple[int, ...]:
+        """Of a submodule's parameters, as (index, dimensions), those that are kept; their indices."""
+        if name in self._embeddings:
+            return ()
+        kept = self._kept_in_blocks if in_block else self._kept
+        return tuple([index for index, shape in parameters if shape in kept or (self._detaches and in_block)])
+
+
+@lru_cache(maxsize=64)
+def parts_of(model: ModelShape, workload: Workload, kernels: Kernels, *, saves_weights: bool) -> tuple[HookPart, ...]:
+    """The hooks of :func:`marks_and_saving`, those of alike blocks told once; none where blocks are not alike."""
     layers = model.num_layers
-    if [times for _, times in parameter_sizes(model).runs] != [1, layers, 1]:
+    alike = [times for _, times in parameter_sizes(model).runs] == [1, layers, 1]
+    if leaf_of(model) or not all_trained(model) or not alike:
         return ()
     pieces, owners = programs(model, workload, kernels), _owners(model)
 
-    def count(events: tuple[Event, ...]) -> int:
-        return sum([_acts(model, owners, kind, what) for kind, _, what in events])
+    def found(events: tuple[Event, ...]) -> tuple[tuple[int, str], ...]:
+        return tuple([(kind, str(what)) for kind, _, what in events if _acts(model, owners, kind, what)])
 
-    forward, backward = count(pieces.block.forward), count(pieces.block.backward)
-    first = count(pieces.embedding.forward)
-    second = first + layers * forward + count(pieces.head.forward) + count(pieces.head.backward)
-    return (first, forward, layers), (second, backward, layers)
+    blocks = {id(block): block for block in block_programs(model, workload, kernels)}.values()
+    of_blocks = {(found(block.forward), found(block.backward)) for block in blocks}
+    before, loss = found(pieces.embedding.forward), (*found(pieces.head.forward), *found(pieces.head.backward))
+    after = found(pieces.embedding.backward)
+    if len(of_blocks) != 1 or any(name.startswith(model.block_prefix) for _, name in (*before, *loss, *after)):
+        return ()
+    ((forward, backward),) = of_blocks
+    first = len(model.embedding_parameters)
+    head = first + layers * len(model.block_parameters)
+    kinds = (model.embedding_parameters, model.block_parameters, model.head_parameters)
+    dimensions = frozenset([len(parameter.shape) for parameters in kinds for parameter in parameters])
+    rule = _SavingRule(model, workload, dimensions, saves_weights=saves_weights)
+    of_ends = {**_owned(model.embedding_parameters, 0), **_owned(model.head_parameters, head)}
+    if model.tied_module:
+        of_ends["lm_head"] = of_ends[model.tied_module]
+    of_block = _owned(model.block_parameters, 0)
+    made: dict[str, Module] = {}
+
+    def end(hooks: tuple[tuple[int, str], ...]) -> HookPart:
+        for _, name in hooks:
+            if name not in made:
+                owned = of_ends.get(name, [])
+                indices = tuple([index for index, _ in owned])
+                made[name] = Module(name, indices, rule.saved(name, owned, in_block=False))
+        return HookPart([(kind, made[name]) for kind, name in hooks], rule.saves)
+
+    names = list(dict.fromkeys([name for _, name in (*forward, *backward)]))
+    numbers = {name: number for number, name in enumerate(names)}
+    modules = AlikeModules(
+        first,
+        len(model.block_parameters),
+        [
+            (
+                "" if name == BLOCK else name,
+                tuple([index for index, _ in of_block.get(name, ())]),
+                rule.saved(f"{model.block_prefix}{name}", of_block.get(name, ()), in_block=True),
+            )
+            for name in names
+        ],
+        model.block_prefix,
+    )
+
+    def row(hooks: tuple[tuple[int, str], ...], order: range, *, saves: bool) -> HookPart:
+        of_first = modules.of_layer(order[0])
+        places = tuple([numbers[name] for _, name in hooks])
+        marks = [(kind, of_first[place]) for (kind, _), place in zip(hooks, places, strict=True)]
+        return HookPart(marks, saves, order, modules, places)
+
+    left = {name for kind, name in (*backward, *loss, *after) if kind == LEAVE_BACKWARD}
+    keeping = [
+        name for name in names if rule.saved(f"{model.block_prefix}{name}", of_block.get(name, ()), in_block=True)
+    ]
+    keeping += [name for name, owned in of_ends.items() if rule.saved(name, owned, in_block=False)]
+    if rule.saves and not left.issuperset(keeping):
+        return ()  # what is not left in its backward saves nothing
+    recomputes = workload.activation_checkpointing != "none"
+    return (
+        end(before),
+        row(forward, range(layers), saves=rule.saves and not recomputes),
+        end(loss),
+        row(backward, range(layers)[::-1], saves=rule.saves),
+        end(after),
+    )
+
+
+def _owned(parameters: Sequence[Parameter], first: int) -> dict[str, list[tuple[int, int]]]:
+    """Index and dimensions of what each submodule owns, of parameters from index ``first`` on."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for index, parameter in enumerate(parameters, first):
+        found.setdefault(parameter.name.rpartition(".")[0], []).append((index, len(parameter.shape)))
+    return found

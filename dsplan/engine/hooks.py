@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 #: (kind, module): one hook of one submodule; a module is its parameters' indices.
 Mark = tuple[int, "Module"]
-#: (first mark, marks of one block, blocks) of alike blocks one after the other.
-Row = tuple[int, int, int]
 #: (rise, net) in device bytes at one hook.
 Change = tuple[int, int]
 

@@ -69,8 +69,9 @@ class LeafCoordinator(Coordinator):
     def _complete_trace(self) -> None:
         super()._complete_trace()
         assert self._trace is not None
-        below = {module.name: self._below(module.name) for module in dict.fromkeys(self._trace)}
-        for for_leaf in (False, True):
+        modules = dict.fromkeys(self._trace) if self._leaf != "." else ()
+        below = {module.name: self._below(module.name) for module in modules}
+        for for_leaf in (False, True) if self._leaf != "." else (False,):
             uses: dict[int, list[int]] = {}
             before = [0]
             for step, module in enumerate(self._trace):

@@ -13,16 +13,18 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Protocol
 
-from dsplan.activations import INPUTS, Programs
+from dsplan.activations import Programs
 from dsplan.engine.base import Run
 from dsplan.engine.stretches import Effect, Same, Stretch, compress
 from dsplan.kernels import Kernels
-from dsplan.ledger import Ledger, PhaseMemory, StepMemory
+from dsplan.ledger import PhaseMemory, StepMemory
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.workload import Workload
 
 FORWARD, BACKWARD = 0, 1
+#: (rise over the start or peak, net change or level, moment of the highest) in device bytes.
+Height = tuple[int, int, str]
 EMBEDDING, BLOCK, HEAD = "embedding", "block", "head"
 
 
@@ -87,11 +89,11 @@ class Batch:
 
     def __init__(self, cut: Cut, tokens_bytes: int, kernels: Kernels) -> None:
         self.pieces = cut.pieces
-        self.ledger = Ledger(kernels)
-        self.tokens_bytes = tokens_bytes
+        #: The inputs, two tensors.
+        self.tokens_bytes = 2 * kernels.rounded(tokens_bytes)
         self._settled: dict[tuple[str, int, Effects], Effect] = {}
-        self.of_blocks: dict[Blocks, tuple[int, int, int]] = {}
-        self.of_phases: dict[Phase, tuple[int, int, str]] = {}
+        self.of_blocks: dict[Blocks, Height] = {}
+        self.of_phases: dict[Phase, Height] = {}
 
     def settled(self, piece: str, direction: int, effects: Effects) -> Effect:
         """(rise, net) of a piece with what the engine does in it."""
@@ -99,8 +101,12 @@ class Batch:
         if found is None:
             level = highest = 0
             for (rise, net, _, _), (risen, left) in zip(self.pieces[piece, direction], effects.each, strict=True):
-                highest = max(highest, level + rise, level + net + risen)
-                level += net + left
+                if level + rise > highest:  # noqa: PLR1730  # nothing is done so often
+                    highest = level + rise
+                level += net
+                if level + risen > highest:  # noqa: PLR1730
+                    highest = level + risen
+                level += left
             found = self._settled[piece, direction, effects] = highest, level
         return found
 
@@ -108,8 +114,8 @@ class Batch:
 class Item(Protocol):
     """One part of a phase."""
 
-    def apply(self, ledger: Ledger, batch: Batch) -> None:
-        """Move the ledger's level, and its peak with the moment of it."""
+    def of(self, batch: Batch) -> Height:
+        """How far the level rises over where it was, what it changes by, and the moment at which it is highest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,27 +126,20 @@ class Fixed:
     net: int
     moment: str
 
-    def apply(self, ledger: Ledger, batch: Batch) -> None:  # noqa: ARG002
-        if ledger.level + self.rise > ledger.peak:
-            ledger.moment = self.moment
-            ledger.reach(ledger.level + self.rise)
-        ledger.level += self.net
+    def of(self, batch: Batch) -> Height:  # noqa: ARG002
+        return self.rise, self.net, self.moment
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The inputs of a micro batch, two tensors, appear or go."""
+    """The inputs of a micro batch appear or go."""
 
     appear: bool
     moment: str
 
-    def apply(self, ledger: Ledger, batch: Batch) -> None:
-        ledger.moment = self.moment
-        for _ in range(2):
-            if self.appear:
-                ledger.alloc(INPUTS, batch.tokens_bytes)
-            else:
-                ledger.free(INPUTS, batch.tokens_bytes)
+    def of(self, batch: Batch) -> Height:
+        size = batch.tokens_bytes
+        return (size, size, self.moment) if self.appear else (0, -size, self.moment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +151,8 @@ class Piece:
     effects: Effects
     moment: str
 
-    def apply(self, ledger: Ledger, batch: Batch) -> None:
-        rise, net = batch.settled(self.name, self.direction, self.effects)
-        if ledger.level + rise > ledger.peak:
-            ledger.moment = self.moment
-            ledger.reach(ledger.level + rise)
-        ledger.level += net
+    def of(self, batch: Batch) -> Height:
+        return (*batch.settled(self.name, self.direction, self.effects), self.moment)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,18 +162,14 @@ class Blocks:
     direction: int
     runs: tuple[tuple[int, int, Effects], ...]
 
-    def apply(self, ledger: Ledger, batch: Batch) -> None:
+    def of(self, batch: Batch) -> Height:
         found = batch.of_blocks.get(self)
         if found is None:
             found = batch.of_blocks[self] = self._settled(batch)
-        rise, net, layer = found
-        if ledger.level + rise > ledger.peak:
-            ledger.moment = moment_of_block(self.direction, layer)
-            ledger.reach(ledger.level + rise)
-        ledger.level += net
+        return found
 
-    def _settled(self, batch: Batch) -> tuple[int, int, int]:
-        """Rise, net, and the layer in which the blocks are highest first."""
+    def _settled(self, batch: Batch) -> Height:
+        """The moment is the layer in which the blocks are highest first."""
         level = highest = layer = 0
         onwards = 1 if self.direction == FORWARD else -1
         for first, count, effects in self.runs:
@@ -188,7 +179,7 @@ class Blocks:
                 highest = level + later * net + rise
                 layer = first + onwards * later
             level += count * net
-        return highest, level, layer
+        return highest, level, moment_of_block(self.direction, layer)
 
 
 def moment_of_block(direction: int, layer: int) -> str:
@@ -204,15 +195,16 @@ class Phase:
     moment: str
     items: tuple[Item, ...]
 
-    def settled(self, batch: Batch) -> tuple[int, int, str]:
-        """Rise, net, and the moment at which it is highest first."""
-        ledger = batch.ledger
-        ledger.level = ledger.peak = 0
-        ledger.moment = self.moment
-        ledger.reach(0)
+    def settled(self, batch: Batch) -> Height:
+        """The moment is the first at which it is highest."""
+        level = highest = 0
+        moment = self.moment
         for item in self.items:
-            item.apply(ledger, batch)
-        found = batch.of_phases[self] = ledger.peak, ledger.level, ledger.peak_moment
+            rise, net, at = item.of(batch)
+            if level + rise > highest:
+                highest, moment = level + rise, at
+            level += net
+        found = batch.of_phases[self] = highest, level, moment
         return found
 
 
@@ -232,24 +224,24 @@ class Outline:
     host_bytes: int
     init_bytes: int
 
-    def walk(self, batch: Batch) -> tuple[StepMemory, ...]:
-        """The levels and peaks of every phase with ``batch``, as :meth:`dsplan.ledger.Ledger.end` keeps them."""
+    def walk(self, batch: Batch) -> list[dict[str, Height]]:
+        """Of every step and phase the level at its end, its peak and the moment of it, with ``batch``.
+
+        As :meth:`dsplan.ledger.Ledger.end` keeps them.
+        """
         steps, level, of_phases = [], 0, batch.of_phases
-        for name, phases in self.steps:
-            step = StepMemory(name=name)
+        for _, phases in self.steps:
+            step: dict[str, Height] = {}
             for phase in phases:
                 rise, net, moment = of_phases.get(phase) or phase.settled(batch)
                 peak = level + rise
                 level += net
-                memory = step.phases.get(phase.name)
-                if memory is None:
-                    step.phases[phase.name] = PhaseMemory(level_bytes=level, peak_bytes=peak, peak_moment=moment)
-                    continue
-                memory.level_bytes = level
-                if peak >= memory.peak_bytes:
-                    memory.peak_bytes, memory.peak_moment = peak, moment
+                earlier = step.get(phase.name)
+                if earlier is not None and earlier[1] > peak:
+                    _, peak, moment = earlier
+                step[phase.name] = level, peak, moment
             steps.append(step)
-        return tuple(steps)
+        return steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +258,30 @@ class Outlines:
     cuts: tuple[bool, bool]
     calls: tuple[tuple[int, int], ...]
     kernels: Kernels
+
+    def walk(self, batch: Batch) -> tuple[StepMemory, ...]:
+        """The levels and peaks of every phase with ``batch``, of the worst rank in each."""
+        first, *others = [rank.walk(batch) for rank in self.ranks]
+        for steps in others:
+            for step, other in zip(first, steps, strict=True):
+                for phase, (level, peak, moment) in other.items():
+                    before = step[phase]
+                    if peak > before[1]:
+                        step[phase] = max(level, before[0]), peak, moment
+                    elif level > before[0]:
+                        step[phase] = level, before[1], before[2]
+        return tuple(
+            [
+                StepMemory(
+                    name=name,
+                    phases={
+                        phase: PhaseMemory(level_bytes=level, peak_bytes=peak, peak_moment=moment)
+                        for phase, (level, peak, moment) in step.items()
+                    },
+                )
+                for (name, _), step in zip(self.ranks[0].steps, first, strict=True)
+            ]
+        )
 
     @property
     def init_bytes(self) -> int:

@@ -151,13 +151,11 @@ class BlockBuckets:
         """(Block, place) of each gradient of a bucket that comes from these blocks."""
         block, place = self.starts[bucket]
         last, beyond = self.places[bucket] if bucket < len(self.places) else (self._num_blocks, 0)
-        found = []
-        while (block, place) < (last, beyond):
-            found.append((block, place))
-            place += 1
-            if place == len(self._sizes):
-                block, place = block + 1, 0
-        return found
+        if block == last:
+            return [(block, each) for each in range(place, beyond)]
+        found = [(block, each) for each in range(place, len(self._sizes))]
+        found += [(each, other) for each in range(block + 1, last) for other in range(len(self._sizes))]
+        return found + [(last, each) for each in range(beyond)]
 
     def in_a_row(self, sizes: tuple[int, ...], special: dict[int, Effect]) -> Effect:
         """What it comes to where the gradients do not arrive but are taken one after the other.

@@ -6,8 +6,12 @@ bf16) and runtime/fp16/unfused_optimizer.py.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+
 from dsplan import buffers, states
 from dsplan.engine.base import Engine, Run
+from dsplan.ledger import Sizes
 from dsplan.optimizers import device_optimizer
 
 #: engine.py MEMORY_OPT_ALLREDUCE_SIZE, in elements.
@@ -31,14 +35,12 @@ class _Stage0(Engine):
 
     def _all_reduce(self) -> None:
         # engine.py allreduce_no_retain: a bucket closes once it exceeds the limit.
-        elements, tensors = 0, 0
-        for numel in self.sizes:
-            elements += numel
-            tensors += 1
-            if elements > ALLREDUCE_ELEMENTS:
-                self._flat_copy(elements, tensors)
-                elements, tensors = 0, 0
-        self._flat_copy(elements, tensors)
+        ends = self.sizes.ends if isinstance(self.sizes, Sizes) else tuple(accumulate(self.sizes))
+        first = before = 0
+        while (last := bisect_right(ends, before + ALLREDUCE_ELEMENTS, first)) < len(ends):
+            self._flat_copy(ends[last] - before, last + 1 - first)
+            before, first = ends[last], last + 1
+        self._flat_copy(ends[-1] - before, len(ends) - first)
 
     def _flat_copy(self, elements: int, tensors: int) -> None:
         workload = self.run.plan.workload

@@ -110,14 +110,13 @@ class Stage12(BlocksAtOnce):
     def _initialise_offload(self) -> None:
         ledger, e, part = self.ledger, self.e, self.partition
         pinned = self.zero.offload_optimizer.pin_memory
-        if e != 4 and not self.run.kernels.one_pool:
-            # A blocking copy to the host arrives in the source's type and is cast there (aten cuda/Copy.cu).
-            ledger.temporary(states.HOST_TRANSIENT, e * part.size)
         if self.run.kernels.one_pool and e == 4:
             ledger.free(buffers.CAST, 4 * part.size)
             ledger.alloc(states.HOST_MASTER, 4 * part.size)
         else:
             ledger.alloc(states.HOST_TRANSIENT, 4 * part.size)
+            if not self.run.kernels.one_pool:
+                self.copy_to_host(part.size)
             ledger.free(buffers.CAST, e * part.size)
             self.pin(states.HOST_MASTER, 4 * part.size, pinned=pinned, twin_exists=True)
         self.pin(states.HOST_STAGING, e * part.size, pinned=pinned)
@@ -233,17 +232,13 @@ class Stage12(BlocksAtOnce):
         """
         size, limit = self.partition.size, self.zero.reduce_bucket_size
         groups: list[tuple[int, int, bool]] = []
-        elements, slices, own = 0, 0, False
         begin = self.bucket_begin
         while begin < self.bucket_end:
-            rank = begin // size
-            end = min((rank + 1) * size, self.bucket_end)
-            elements, slices, own = elements + end - begin, slices + 1, own or rank == self.run.rank
-            if elements > limit:
-                groups.append((elements, slices, own))
-                elements, slices, own = 0, 0, False
+            first, last = begin // size, min((begin + limit) // size, (self.bucket_end - 1) // size)
+            end = min((last + 1) * size, self.bucket_end)
+            groups.append((end - begin, last + 1 - first, first <= self.run.rank <= last))
             begin = end
-        return [*groups, (elements, slices, own)] if slices else groups
+        return groups
 
     def _ranks_in_bucket(self) -> int:
         """Ranks whose ranges the bucket's gradients touch, as far apart as its first and last one."""

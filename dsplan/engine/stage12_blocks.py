@@ -6,6 +6,8 @@ first, and for those in which the rank's own gradients change something.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from dsplan.engine.base import Engine
 from dsplan.engine.reduce_buckets import BlockBuckets, block_buckets
 from dsplan.engine.stretches import NOTHING, Effect, Runs, first_of_block
@@ -101,8 +103,21 @@ class BlocksAtOnce(Engine):
         return True
 
     def _freed_in_block(self, order: tuple[int, ...]) -> tuple[int, ...]:
-        begin = first_of_block(self.run.model, 0)
-        return tuple([self.run.kernels.rounded(self.e * self.sizes[begin + index]) for index in order])
+        found = self._freed.get(order)
+        if found is None:
+            begin, rounded = first_of_block(self.run.model, 0), self.run.kernels.rounded
+            found = self._freed[order] = tuple([rounded(self.e * self.sizes[begin + index]) for index in order])
+        return found
+
+    @cached_property
+    def _freed(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """By the order of a block's gradients."""
+        return {}
+
+    def _in_order(self, begin: int, order: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Elements of a block's parameters, and where they are in the flat buffer from its first one on."""
+        sizes, offsets = self.sizes[begin : begin + len(order)], self.offsets[begin : begin + len(order)]
+        return tuple([sizes[index] for index in order]), tuple([offsets[index] - offsets[0] for index in order])
 
     def _empty_in_blocks(self, layers: range, order: tuple[int, ...]) -> tuple[BlockBuckets, dict[int, Effect]] | None:
         """The buckets that the gradients of ``layers`` empty, arriving in ``order`` in each of them.
@@ -117,17 +132,15 @@ class BlocksAtOnce(Engine):
         if self.offload and self.accumulates and zero.stage == 2 and not self.host_accumulation_exists:
             return None  # each makes its place on the host
         begin = first_of_block(model, layers[0])
-        sizes = tuple([self.sizes[begin + index] for index in order])
-        if (
-            self.oversized is not None
-            or max(sizes) > zero.reduce_bucket_size
-            or len(order) != len(model.block_parameters)
-        ):
+        if self.oversized is not None or len(order) != len(model.block_parameters):
+            return None
+        sizes, offsets = self._in_order(begin, order)
+        if max(sizes) > zero.reduce_bucket_size:
             return None
         base = self.offsets[begin]
         buckets = block_buckets(
             sizes,
-            tuple([self.offsets[begin + index] - base for index in order]),
+            offsets,
             num_blocks=len(layers),
             onwards=layers.step,
             limit=zero.reduce_bucket_size,
@@ -137,15 +150,16 @@ class BlocksAtOnce(Engine):
             rules=(self.run.plan, self.run.world_size, self.run.kernels),
         )
 
+        apart = layers.step * len(order)
+
         def fill(bucket: int) -> None:
-            indices = [
-                first_of_block(model, layers[block]) + order[place] for block, place in buckets.gradients(bucket)
-            ]
+            indices = [begin + block * apart + order[place] for block, place in buckets.gradients(bucket)]
             self.bucket += indices
             self.bucket_elements += buckets.elements[bucket]
             if indices:
-                begin, end = buckets.spans[bucket]
-                self.bucket_begin, self.bucket_end = min(self.bucket_begin, begin), max(self.bucket_end, end)
+                lowest, highest = buckets.spans[bucket]
+                self.bucket_begin = min(self.bucket_begin, lowest)
+                self.bucket_end = max(self.bucket_end, highest)
 
         def try_collective() -> None:
             self._collective()

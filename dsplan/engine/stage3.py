@@ -6,25 +6,23 @@ Source: DeepSpeed 0.19.8 runtime/zero/stage3.py (DeepSpeedZeroOptimizer_Stage3),
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count, groupby, islice
+from itertools import count, groupby
 from operator import itemgetter
 
 from dsplan import buffers, states
 from dsplan.engine.base import Run
-from dsplan.engine.coordinator import Change
 from dsplan.engine.gathering import GatherStep, gather_steps
 from dsplan.engine.secondary import secondary_elements
-from dsplan.engine.stage3_gradients import MIN_SWAP_BYTES, Stage3Gradients
-from dsplan.engine.stretches import NOTHING, Runs, first_of_block
-from dsplan.ledger import PINNED, Term
+from dsplan.engine.stage3_swapping import HOST_PARTITION, Stage3Swapping, sub_groups
+from dsplan.engine.stretches import NOTHING, Runs, together
+from dsplan.ledger import Term
 from dsplan.model import Parameter
 from dsplan.optimizers import Optimizer, backup_optimizer, device_optimizer, host_optimizer
 from dsplan.tape import GRADIENT, PRODUCT
 from dsplan.units import ceil_div, round_up
 
 
-class Stage3(Stage3Gradients):
+class Stage3(Stage3Swapping):
     """Every rank is alike: each parameter is cut into N parts of ⌈n/N⌉ elements."""
 
     follows_modules = True
@@ -35,24 +33,27 @@ class Stage3(Stage3Gradients):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         zero = run.plan.zero
-        self.swaps_parameters = zero.offload_param.device == "nvme"
-        self.total = sum(self.parts)
-        self.offload_param = zero.offloads_parameters
-        self.sub_groups = _sub_groups(self.parts, zero.sub_group_size)
+        self.sub_groups = sub_groups(self.parts, zero.sub_group_size)
         on_device = (
             int((1 - zero.offload_optimizer.ratio) * len(self.sub_groups)) if self.offload else len(self.sub_groups)
         )
         self.on_device = [index < on_device for index in range(len(self.sub_groups))]
-        self.gathers = gather_steps(run.model, zero, run.world_size, run.plan.workload, run.kernels)
+        self.swapped_gradients = frozenset([i for group in self.sub_groups if self._swaps(group) for i in group])
+        self.gathers = self._gather_steps()
         self.num_steps = len(self.gathers)
         self._step_index = 0
         self._pass_index = 0
-        self._changes: Iterator[Change] = iter(())  # of the pass under way, a hook each
-        self._position = 0  # of the next hook
+        self._pass = self.gathers[0].passes[0]  # the one under way
+        self._next = 0  # hook of it
+        self._position = 0  # the same, where autograd holds weights
         # Weights that autograd alone holds: where each goes, of how many bytes, and what has gone before that.
         self._saved: dict[int, int] = {}
         self._saved_bytes: dict[int, int] = {}
         self._forgotten: dict[int, int] = {}
+
+    def _gather_steps(self) -> tuple[GatherStep, ...]:
+        run = self.run
+        return gather_steps(run.model, self.zero, run.world_size, run.plan.workload, run.kernels)
 
     # Initialisation.
 
@@ -74,7 +75,7 @@ class Stage3(Stage3Gradients):
             ledger.alloc(states.GRADIENT_PARTITION, self.g * self.total)
         # create_reduce_and_remove_grad_hooks gathers and releases each parameter once.
         ledger.moment = "hooking each parameter"
-        largest = max(round_up(numel, self.run.world_size) for numel in self.sizes)
+        largest = round_up(max(self.sizes), self.run.world_size)
         ledger.alloc(buffers.GATHERED, e * largest)
         if self.offload_param and not self.run.kernels.one_pool:  # the partition is brought to the device first
             ledger.temporary(buffers.GATHERED, e * max(self.parts))
@@ -82,41 +83,39 @@ class Stage3(Stage3Gradients):
 
     def _build_under_zero_init(self) -> None:
         """zero.Init: each submodule's parameters exist whole until its constructor returns."""
-        ledger, e, model = self.ledger, self.e, self.run.model
-        host = self.offload_param
-        if self.swaps_parameters:
-            offload = self.zero.offload_param
-            ledger.alloc(states.SWAP_PARAMETERS, e * offload.buffer_count * round_up(offload.buffer_size, 512))
-        if self.blocks_are_alike and not host and not ledger.detailed:
-            first, layers = len(model.embedding_parameters), model.num_layers
-            self._build_modules(model.embedding_parameters, 0)
-            rise, net = ledger.effect(lambda: self._build_modules(model.block_parameters, first))
+        ledger, model = self.ledger, self.run.model
+        self._take_swap_buffers()
+        if self.blocks_are_alike and not self.offload_param and not ledger.detailed:
+            layers = model.num_layers
+            self._build_modules(model.embedding_parameters)
+            rise, net = ledger.effect(lambda: self._build_modules(model.block_parameters))
             ledger.rise_and_settle(rise + max((layers - 1) * net, 0), layers * net)
-            self._build_modules(model.head_parameters, first_of_block(model, layers))
+            self._build_modules(model.head_parameters)
         else:
-            self._build_modules(model.parameters, 0)
-        if self.tied_elements:  # a head with a weight of its own, which goes once it is tied
-            self._construct_and_partition([self.tied_elements])
-            part = e * ceil_div(self.tied_elements, self.run.world_size)
-            ledger.free_many(
-                buffers.GATHERED,
-                [e * each for each in secondary_elements([self.tied_elements], self.zero, self.run.world_size)],
-            )
-            if self._swapped(part):
-                pass
-            elif host:
-                ledger.free(self.placed(_HOST_PARTITION, pinned=self.zero.offload_param.pin_memory), part)
-            else:
-                ledger.free(states.PARTITIONED_PARAMETERS, part)
+            self._build_modules(model.parameters)
+        self._tie()
 
-    def _build_modules(self, parameters: tuple[Parameter, ...], first: int) -> None:
-        """The submodules that own ``parameters``, the first of which has the index ``first``."""
+    def _tie(self) -> None:
+        """A head with a weight of its own, which goes once it is tied."""
+        ledger, e = self.ledger, self.e
+        if not self.tied_elements:
+            return
+        self._construct_and_partition([self.tied_elements])
+        part = e * ceil_div(self.tied_elements, self.run.world_size)
+        for secondary in secondary_elements([self.tied_elements], self.zero, self.run.world_size):
+            ledger.free(buffers.GATHERED, e * secondary)
+        if self._swapped(part):
+            pass
+        elif self.offload_param:
+            ledger.free(self.placed(HOST_PARTITION, pinned=self.zero.offload_param.pin_memory), part)
+        else:
+            ledger.free(states.PARTITIONED_PARAMETERS, part)
+
+    def _build_modules(self, parameters: tuple[Parameter, ...]) -> None:
+        """The submodules that own ``parameters``."""
         ledger, e, model = self.ledger, self.e, self.run.model
-        index = first
-        for name, group in groupby([parameter.name for parameter in parameters], key=lambda n: n.rpartition(".")[0]):
-            members = range(index, index + len(list(group)))
-            index = members[-1] + 1
-            self._construct_and_partition([self.sizes[i] for i in members])
+        for name, group in groupby(parameters, key=lambda parameter: parameter.name.rpartition(".")[0]):
+            self._construct_and_partition([parameter.numel for parameter in group])
             if name.endswith("attn.c_proj") and model.has_mask_buffer:
                 mask = model.max_position_embeddings**2
                 self._construct(buffers.GATHERED, mask)  # torch.ones, from which torch.tril makes the mask
@@ -125,23 +124,23 @@ class Stage3(Stage3Gradients):
 
     def _construct_and_partition(self, sizes: list[int]) -> None:
         """zero.Init, _post_init_method: the parameters of one submodule, of which the rank's parts stay."""
-        ledger, e = self.ledger, self.e
         for numel in sizes:
             self._construct(buffers.GATHERED, numel)
+        self._partition(sizes)
+
+    def _partition(self, sizes: list[int]) -> None:
+        """_partition: of parameters that are there whole the rank's parts stay."""
+        ledger, e = self.ledger, self.e
         for numel, secondary in zip(sizes, secondary_elements(sizes, self.zero, self.run.world_size), strict=True):
             ledger.alloc(buffers.GATHERED, e * secondary)  # of hpZ: first, and gathered from it, so told with it
             part = e * ceil_div(numel, self.run.world_size)
             if self._swapped(part):
                 pass  # written to the file system through the buffers
             elif self.offload_param:
-                self.pin(_HOST_PARTITION, part, pinned=self.zero.offload_param.pin_memory)
+                self.pin(HOST_PARTITION, part, pinned=self.zero.offload_param.pin_memory)
             else:
                 ledger.alloc(states.PARTITIONED_PARAMETERS, part)
             ledger.free(buffers.GATHERED, e * numel)
-
-    def _swapped(self, size: int) -> bool:
-        """swappable_tensor: files hold what is at least 1 MiB."""
-        return self.swaps_parameters and size >= MIN_SWAP_BYTES
 
     def _construct(self, term: Term, elements: int) -> None:
         """zero_wrapper_for_fp_tensor_constructor: made in fp32 on the device, then cast."""
@@ -156,16 +155,8 @@ class Stage3(Stage3Gradients):
     def _flatten_partitions(self) -> None:
         ledger, e = self.ledger, self.e
         sizes = [e * part for part in self.parts]
-        if self.swaps_parameters:
-            in_cpu = min(self.total, self.zero.offload_param.max_in_cpu)
-            self.pin(states.HOST_PARAMETERS, e * in_cpu, pinned=True)
-            kept = (size for size in sizes if not self._swapped(size))
-            ledger.free_many(self.placed(_HOST_PARTITION, pinned=self.zero.offload_param.pin_memory), kept)
-            return
         if self.offload_param:
-            # param_groups_fp16_flat_cpu_memory is pinned whatever offload_param.pin_memory says.
-            self.pin(states.HOST_PARAMETERS, e * self.total, pinned=True)
-            ledger.free_many(self.placed(_HOST_PARTITION, pinned=self.zero.offload_param.pin_memory), sizes)
+            self._flatten_on_host()
             return
         ledger.alloc(states.HOST_TRANSIENT, e * self.total)
         ledger.free_many(states.PARTITIONED_PARAMETERS, sizes)
@@ -183,11 +174,19 @@ class Stage3(Stage3Gradients):
             largest = max(sum(self.parts[i] for i in group) for group in self.sub_groups)
             buffer = 4 * round_up(largest, 256)
             ledger.alloc(states.SWAP_OPTIMIZER, buffer * self.zero.offload_optimizer.buffer_count)
-            return
         previous: tuple[Term, int] | None = None
-        for group, on_device in zip(self.sub_groups, self.on_device, strict=True):
+        copied = 0  # the most that is cast on its way from the device to the host, in elements
+        for group, on_device, on_drive in zip(self.sub_groups, self.on_device, self.on_drive, strict=True):
             elements = sum(self.parts[i] for i in group)
-            from_device = not self.offload_param
+            from_device = not self.offload_param and not self.run.kernels.one_pool
+            if self._swaps(group):
+                copied = max(copied, elements) if from_device else 0  # once all other groups have their masters
+                if on_drive:
+                    ledger.temporary(states.HOST_TRANSIENT, 4 * elements)
+                continue
+            if on_drive:  # read straight into the master
+                ledger.alloc(states.MASTER if on_device else states.HOST_MASTER_PAGEABLE, 4 * elements)
+                continue
             if on_device:
                 cast, master = buffers.CAST, states.MASTER
                 casts = e != 4 or self.offload_param
@@ -195,31 +194,33 @@ class Stage3(Stage3Gradients):
                     ledger.temporary(states.HOST_TRANSIENT, 4 * elements)  # cast before it goes to the device
             else:
                 cast, master = states.HOST_TRANSIENT, states.HOST_MASTER_PAGEABLE
-                casts = e != 4 or (from_device and not self.run.kernels.one_pool)
-                if from_device and e != 4 and not self.run.kernels.one_pool:
-                    # A blocking copy to the host arrives in the source's type and is cast there (aten cuda/Copy.cu).
-                    ledger.temporary(states.HOST_TRANSIENT, e * elements)
+                casts = e != 4 or from_device
             if casts:
                 ledger.alloc(cast, 4 * elements)
+                if not on_device and from_device:
+                    self.copy_to_host(elements)
                 if previous is not None:
                     ledger.free(*previous)
                 previous = (cast, 4 * elements)
             ledger.alloc(master, 4 * elements)
         if previous is not None:
             ledger.free(*previous)
+        self.copy_to_host(copied)
 
     def _initial_gradients(self) -> None:
         ledger = self.ledger
         elements = [sum(self.parts[i] for i in group) for group in self.sub_groups]
         shared = states.HOST_TRANSIENT if self.offload else buffers.INIT_GRADIENT
         ledger.alloc(shared, 4 * max(elements))
-        if self.offload and not self.swaps_optimizer:
-            for size, on_device in zip(elements, self.on_device, strict=True):
+        if self.offload:
+            for group, size, on_device in zip(self.sub_groups, elements, self.on_device, strict=True):
+                if self._swaps(group):
+                    continue
                 self.pin(states.HOST_GRADIENTS, 4 * size, pinned=self.zero.offload_optimizer.pin_memory)
                 if on_device:
                     ledger.alloc(buffers.STEP_GRADIENT, 4 * size)
                     ledger.free(states.HOST_GRADIENTS, 4 * size)
-        elif not self.offload:
+        else:
             optimizer = device_optimizer(self.run.plan)
             if optimizer.states_at_construction:
                 for size in elements:
@@ -237,9 +238,8 @@ class Stage3(Stage3Gradients):
         return self.gathers[self._step_index]
 
     def begin_forward(self) -> None:
-        one = self._gathering.passes[self._pass_index]
-        self._changes = iter(one.changes)
-        self._position = 0
+        one = self._pass = self._gathering.passes[self._pass_index]
+        self._next = self._position = 0
         self._saved = {parameter: position for position, parameters, _ in one.forgotten for parameter in parameters}
         self._saved_bytes = {position: size for position, _, size in one.forgotten}
 
@@ -248,18 +248,19 @@ class Stage3(Stage3Gradients):
         if type(self) is not Stage3 or self._saved or any(kind == PRODUCT for kind, _ in calls):
             return None
         order = tuple([index for kind, index in calls if kind == GRADIENT])
-        if not order:
-            hooks = len(calls) - 1
-            return [(1, (*islice(self._changes, hooks), NOTHING)) for _ in layers]
-        runs = self.buckets_at_once(layers, order)
-        if runs is None:
+        runs = self.buckets_at_once(layers, order) if order else None
+        if order and runs is None:
             return None
         hooks = len(calls) - 1 - len(order)
+        gathered = self._pass.of_blocks(self._next, len(layers), hooks)
+        self._next += len(layers) * hooks
+        if runs is None:
+            return [(times, (*each, NOTHING)) for times, each in gathered]
         # Where each call's effect is among those of the gradients, what follows them, and those of the hooks.
         gradients, gathers = count(), count(len(order) + 1)
         places = [next(gradients if kind == GRADIENT else gathers) for kind, _ in calls[:-1]]
         in_order = itemgetter(*places, len(order))
-        return [(1, in_order((*each, *islice(self._changes, hooks)))) for alike, each in runs for _ in range(alike)]
+        return [(times, in_order((*each, *hooked))) for times, each, hooked in together(runs, gathered)]
 
     def gradient(self, index: int) -> None:
         if self._saved:
@@ -275,7 +276,8 @@ class Stage3(Stage3Gradients):
             self._forgotten[position] = size
 
     def module(self, kind: int) -> None:  # noqa: ARG002  # hooks come in the order of the trace
-        rise, net = next(self._changes)
+        rise, net = self._pass.changes[self._next]
+        self._next += 1
         if self._saved:
             net += self._forgotten.pop(self._position, 0)
             self._position += 1
@@ -328,15 +330,16 @@ class Stage3(Stage3Gradients):
             self._update_on_device(elements, flattens=len(group) > 1, first=first)
             return
         ledger, optimizer = self.ledger, host_optimizer(self.run.plan)
-        swapped = [4 * elements] * (optimizer.num_states if first and self.swaps_optimizer else 0)
-        if first and not self.swaps_optimizer:
+        swaps = self._swaps(group)
+        leaving = [4 * elements] * (optimizer.num_states if first and swaps else 0)
+        if first and not swaps:
             self._states(states.HOST_STATES, optimizer, elements)
-        ledger.alloc_many(states.HOST_STATES, swapped)  # in memory until they are swapped out for the first time
+        ledger.alloc_many(states.HOST_STATES, leaving)  # in memory until they are swapped out for the first time
         casts = self.counts_host_temporaries and self.e != 4 and not self.offload_param
         if casts and not self.run.kernels.one_pool:
             # _reassign_or_swap_out_partitioned_parameters: what goes to the device is cast on the host first.
             ledger.temporary(states.HOST_CAST, self.e * elements)
-        ledger.free_many(states.HOST_STATES, swapped)
+        ledger.free_many(states.HOST_STATES, leaving)
 
     def _update_on_device(self, elements: int, *, flattens: bool, first: bool) -> None:
         """_prepare_fp32_grad_for_sub_group flattens (one tensor is a view), then casts (fp32 needs no cast)."""
@@ -356,22 +359,4 @@ class Stage3(Stage3Gradients):
             ledger.free(buffers.STEP_GRADIENT, 4 * elements)
 
 
-_HOST_PARTITION = Term(
-    "parameter partitions before they are flattened (host)", "e·⌈n/N⌉ each", "partition_parameters.py, pinned", PINNED
-)
-
-
-def _sub_groups(parts: list[int], size: int) -> list[list[int]]:
-    """stage3.py _create_fp16_sub_groups: a sub-group closes once it has ``size`` elements."""
-    if size >= sum(parts):
-        return [list(range(len(parts)))]
-    groups: list[list[int]] = []
-    current: list[int] = []
-    elements = 0
-    for index, part in enumerate(parts):
-        current.append(index)
-        elements += part
-        if elements >= size or index == len(parts) - 1:
-            groups.append(current)
-            current, elements = [], 0
-    return groups
+_sub_groups = sub_groups  # the name that dsplan/replay knows it by

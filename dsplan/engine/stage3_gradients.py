@@ -48,6 +48,7 @@ class Stage3Gradients(Engine):
         self._padding = _padding_bytes(self.sizes, run.world_size, self.c, run.kernels)
         self._bucket: list[int] = []
         self._bucket_elements = 0
+        self.swapped_gradients: frozenset[int] = frozenset()  # of the sub-groups that are on the drive
         self._unswapped_parts: list[int] = []  # small fp32 gradients that stay on the device until the step
 
     def gradient(self, index: int) -> None:
@@ -118,8 +119,8 @@ class Stage3Gradients(Engine):
                 self._to_host(index)
             if own_storages and not held:
                 ledger.free(states.GRADIENTS, self.e * self.sizes[index])
-        if self.swaps_optimizer and self.boundary:
-            self._swap_out(bucket)
+        if self.swapped_gradients and self.boundary:
+            self._swap_out([index for index in bucket if index in self.swapped_gradients])
         if own_storages and held:
             ledger.free_many(states.GRADIENTS, (self.e * self.sizes[index] for index in bucket))
         for kept in live:
@@ -163,7 +164,7 @@ class Stage3Gradients(Engine):
         """partition_grads: a partition returns to the device for its norm and its cast."""
         ledger, part = self.ledger, self.parts[index]
         one_pool = self.run.kernels.one_pool
-        keeps = self.swaps_optimizer and self.boundary
+        keeps = index in self.swapped_gradients and self.boundary
         if not one_pool:
             ledger.alloc(buffers.GPU_STAGING, self.g * part)
         if self.boundary:

@@ -83,6 +83,21 @@ def named_stretches(
     yield rise, level, -1, ""
 
 
+def together(first: Runs, second: Runs) -> Iterator[tuple[int, tuple[Effect, ...], tuple[Effect, ...]]]:
+    """Two rows of the same blocks as one: how many have the same in both, and what in each."""
+    others = iter(second)
+    left = 0
+    other: tuple[Effect, ...] = ()
+    for times, each in first:
+        rest = times
+        while rest:
+            if not left:
+                left, other = next(others)
+            both = min(rest, left)
+            yield both, each, other
+            rest, left = rest - both, left - both
+
+
 def first_of_block(model: ModelShape, layer: int) -> int:
     """Index of a block's first parameter, in torch's order; the blocks are alike."""
     return len(model.embedding_parameters) + layer * len(model.block_parameters)

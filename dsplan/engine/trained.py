@@ -9,6 +9,11 @@ from functools import lru_cache
 from dsplan.model import ModelShape
 
 
+def all_trained(model: ModelShape) -> bool:
+    """Whether every parameter is trained."""
+    return model.num_trained_parameters == model.num_parameters
+
+
 @lru_cache(maxsize=64)
 def trained_part(model: ModelShape) -> ModelShape:
     """The model of the parameters that are trained; ``model`` itself where all are."""

@@ -15,16 +15,15 @@ from dsplan.activations import Program, block_programs, layers_vary
 from dsplan.engine.base import Engine, Run
 from dsplan.engine.gathering import acts
 from dsplan.engine.stretches import Same, named_stretches
-from dsplan.engine.trained import trained_part
-from dsplan.errors import InputError
+from dsplan.engine.trained import all_trained, trained_part
 from dsplan.kernels import Kernels
 from dsplan.ledger import Ledger, Term
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.tape import ALLOC, GRADIENT, PRODUCT
 
-#: The stage at which modules are hooked, and what is not trained follows rules that are not modelled.
-STAGE_OF_HOOKS = 3
+#: The stage whose engine knows all parameters, trained or not: it partitions and gathers them.
+STAGE_OF_ALL = 3
 #: Threads that multiply once the backward pass has begun: the program's and autograd's.
 AUTOGRADS_THREAD = 2
 #: (rise, net, kind, name): a stretch of device events, then what comes there.
@@ -44,7 +43,13 @@ class Varied:
         self.frozen = [parameter.numel for parameter in model.parameters if not parameter.trained]
 
     def initialise(self) -> None:
-        """Beside what the engine does: what is not trained is cast and moved with the model, and stays as it is."""
+        """Beside what the engine does: what is not trained is cast and moved with the model, and stays as it is.
+
+        Stage 3's does it itself.
+        """
+        if self.engine.run.plan.zero.stage == STAGE_OF_ALL:
+            self.engine.initialise()
+            return
         ledger: Ledger = self.engine.ledger
         on_host, cast = [4 * numel for numel in self.frozen], [self.e * numel for numel in self.frozen]
         ledger.alloc_many(states.HOST_MODEL, on_host)
@@ -100,18 +105,9 @@ def varied_of(run: Run, engine: Engine, kernels: Kernels) -> Varied | None:
 
 
 def trained_run(run: Run) -> Run:
-    """``run`` as its engine knows it: of the parameters that are trained.
-
-    Raises:
-        InputError: it is of stage 3, and a parameter is not trained.
-    """
-    if run.model.num_trained_parameters == run.model.num_parameters:
+    """``run`` as its engine knows it: of the parameters that are trained, but at stage 3."""
+    if all_trained(run.model) or run.plan.zero.stage == STAGE_OF_ALL:
         return run
-    if run.plan.zero.stage == STAGE_OF_HOOKS:
-        raise InputError(
-            f"model_type {run.model.model_type}: the formulas do not cover parameters that are not trained at stage 3; "
-            "a dry run does: dsplan verify --device fake"
-        )
     return replace(run, model=trained_part(run.model))
 
 

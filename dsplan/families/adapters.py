@@ -71,6 +71,11 @@ def with_frozen_layers(decoder: Decoder, count: int, where: str) -> Decoder:
     )
 
 
+def is_adapter(parameter: Parameter) -> bool:
+    """Whether a parameter is of an adapter: made after the model, and trained."""
+    return ".lora_A." in parameter.name or ".lora_B." in parameter.name
+
+
 def linear_names(decoder: Decoder) -> tuple[str, ...]:
     """Last parts of the names of the linear layers in the blocks, each once, in order."""
     names = (

@@ -11,6 +11,8 @@ RMS, RMS_PLUS_ONE, LAYER_NORM = "rms", "rms_plus_one", "layernorm"
 GATED, GATED_FUSED, PLAIN = "gated", "gated_fused", "plain"
 SEPARATE, FUSED, GROUPED = "separate", "fused", "grouped"
 SEQUENTIAL, PARALLEL, SANDWICH, AFTER_NORM = "sequential", "parallel", "sandwich", "after norm"
+#: The sum is what is normalised.
+POST_NORM = "post norm"
 #: Routers: softmax in fp32 over logits of the model's type, and DeepSeek V2's and V3's, which multiply in fp32.
 SOFTMAX, WIDE_SOFTMAX, WIDE_SIGMOID = "softmax", "wide softmax", "wide sigmoid"
 
@@ -82,6 +84,7 @@ class Decoder:
         dropout, attention_dropout: of the residual stream, and of the probabilities.
         experts, latent: a mixture of experts in place of the MLP, latent attention in place of the plain; or None.
         transposed: weights of linear layers are (n_in, n_out), as transformers' Conv1D has them.
+        chosen_leaf: what a configuration makes a leaf (``leaf``) in place of DeepSpeed's default; None: that.
     """
 
     causal_lm: str
@@ -117,6 +120,7 @@ class Decoder:
     experts: Experts | None = None
     latent: Latent | None = None
     transposed: bool = False
+    chosen_leaf: str | None = None
     default_attention: str = "sdpa"
     attentions: tuple[str, ...] = field(default=("eager", "sdpa", "flash_attention_2"))
 
@@ -132,6 +136,8 @@ class Decoder:
     @property
     def leaf(self) -> str:
         """The submodule of a block that ZeRO-3 fetches and releases whole, hooking nothing in it; empty: none."""
+        if self.chosen_leaf is not None:
+            return self.chosen_leaf
         return self.experts.module if self.experts is not None and self.causal_lm in FETCHED_WHOLE else ""
 
     @property

@@ -16,6 +16,7 @@ from dsplan.families.decoder import (
     LAYER_NORM,
     PARALLEL,
     PLAIN,
+    POST_NORM,
     SEPARATE,
     SEQUENTIAL,
     Decoder,
@@ -124,7 +125,8 @@ def opt(c: Config) -> Decoder:
     positions = c.count("max_position_embeddings", 2048)
     embedded = c.count("word_embed_proj_dim", h)
     bias, affine = c.flag("enable_bias", True), c.flag("layer_norm_elementwise_affine", True)
-    normed = c.flag("do_layer_norm_before", True) and not c.flag("_remove_final_layer_norm", False)
+    before = c.flag("do_layer_norm_before", True)
+    normed = before and not c.flag("_remove_final_layer_norm", False)
 
     def layer_norm(name: str) -> tuple[Parameter, ...]:
         return norm(name, h, bias=True) if affine else ()
@@ -169,6 +171,7 @@ def opt(c: Config) -> Decoder:
         output_bias=bias,
         mlp=PLAIN,
         mlp_bias=bias,
+        residual=SEQUENTIAL if before else POST_NORM,
         activation=c.name("activation_function", "relu", ACTIVATIONS),
         windows=(None,) * layers,
         dropout=c.probability("dropout", 0.1),

@@ -230,7 +230,8 @@ def _footnotes(measurement: Measurement, comparison: Comparison | None) -> Itera
     if comparison is None and dry_run is not None:
         host = dry_run.host
         yield (
-            f"CPU memory of a rank: {format_bytes(host.pinned_bytes)} pinned, {format_bytes(host.pageable_bytes)} "
+            f"CPU memory of a rank: {format_bytes(host.pinned_bytes + host.locked_bytes)} pinned, "
+            f"{format_bytes(host.pageable_bytes)} "
             f"pageable, over a process of {format_bytes(host.process_bytes)}."
         )
     elif dry_run is None:

@@ -26,6 +26,8 @@ from dsplan.timing.step_time import step_time
 
 #: Faster variations of a strategy that are walked, at most; and what "faster" is worth a walk.
 _WALKED, _WORTH = 3, 1.002
+#: How much faster than the best by the bound a candidate has to be for the replay to be asked, which takes a second.
+_WORTH_A_REPLAY = 1.05
 _TERMS = 3
 #: The second micro batch that is walked, by its place among the sizes; what the rounding of blocks may add to a line.
 _SECOND, _ROUNDING = 5, 0.02
@@ -63,8 +65,9 @@ def search(
         headroom_bytes: device memory that has to stay free beyond what ``fits`` allows for.
         vary: also vary buckets and thresholds.
         what_if: also ask what one more device or more host memory would allow.
-        closely: also have the replay of the allocator judge (``dsplan estimate``'s verdict): what would be faster and
-            only the bound on fragmentation refuses, and the winner; takes seconds for a deep model.
+        closely: have the replay of the allocator judge (``dsplan estimate``'s verdict) all that would be faster and
+            only the bound on fragmentation refuses, and the winner; takes seconds for a deep model. Without it only
+            what would be :data:`_WORTH_A_REPLAY` times as fast.
         on_progress: called with (strategies done, strategies in all).
 
     Raises:
@@ -82,8 +85,10 @@ def search(
     one = _Search(model, tuple(plans), of, global_batch_size, sizes, vary)
     fewer = _fewer(cluster) if objective == "cost" and global_batch_size is None else ()
     found = one.on(cluster, on_progress)
+    if objective != "headroom":
+        one.reconsider(found, cluster, 1.0 if closely else _WORTH_A_REPLAY)
     if closely:
-        one.confirm(found, objective, cluster)
+        one.confirm(found, objective)
     best = {candidate.plan.name: candidate for candidate in one.best_of(found, objective)}
     for smaller_cluster in fewer:
         for candidate in one.best_of(one.on(smaller_cluster), objective):
@@ -245,18 +250,20 @@ class _Search:
             return candidate
         return _with(candidate, self.weigh(candidate.plan, candidate.cluster))
 
-    def confirm(self, found: _Found, objective: str, cluster: Cluster) -> None:
-        """Have the replay of the allocator judge: add what only the bound refuses, drop the best until one lives."""
-        if objective != "headroom":
-            more = reconsidered(
-                self.model,
-                self.plans,
-                [size for size in self.sizes if any(self.steps(plan, size, cluster) for plan in self.plans)],
-                weight=lambda plan, size: self.weight(plan, size, cluster),
-                timed=lambda plan, size: self.timed(plan, size, cluster),
-                best=max((one.tokens_per_s for one in found.candidates), default=0.0),
-            )
-            found.candidates.extend(self.weighed(one) for one in more)
+    def reconsider(self, found: _Found, cluster: Cluster, worth: float) -> None:
+        """Add what only the bound refuses and the replay of the allocator calls ``fits``, if it is so much faster."""
+        more = reconsidered(
+            self.model,
+            self.plans,
+            [size for size in self.sizes if any(self.steps(plan, size, cluster) for plan in self.plans)],
+            weight=lambda plan, size: self.weight(plan, size, cluster),
+            timed=lambda plan, size: self.timed(plan, size, cluster),
+            best=worth * max((one.tokens_per_s for one in found.candidates), default=0.0),
+        )
+        found.candidates.extend(self.weighed(one) for one in more)
+
+    def confirm(self, found: _Found, objective: str) -> None:
+        """Drop the best until the replay of the allocator calls one ``fits``."""
         while found.candidates:
             best = min(self.best_of(found, objective), key=lambda one: _rank(one, objective))
             if lives(self.model, best):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dsplan.errors import EXIT_BAD_INPUT, InputError, MissingExtraError, RunError
+from dsplan.child_process import require_run_extra, supervised
+from dsplan.errors import EXIT_BAD_INPUT, InputError, RunError
 from dsplan.files import require_target
-from dsplan.pythonpath import pythonpath
 from dsplan.timing.profile import Profile, read_profile
 
 DEVICES = ("cuda", "cpu")
-_NEEDED = ("torch", "deepspeed", "psutil")
 
 
 def run_calibration(
@@ -46,34 +43,18 @@ def run_calibration(
         RunError: the measurement failed; what was measured until then is in ``output``.
     """
     require_target(output, force=force)
-    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
-    if missing:
-        raise MissingExtraError(
-            f"a calibration needs {', '.join(missing)}, not installed for {sys.executable};"
-            " install it with: pip install 'dsplan[run]'"
-        )
+    require_run_extra("a calibration")
     options = ["--device", device, "--gpus", str(gpus), "--force"]
     options += [] if name is None else ["--name", name]
     options += [] if nvme_path is None else ["--nvme-path", str(nvme_path.absolute())]
-    env = {**os.environ, "PYTHONPATH": pythonpath(("dsplan", "runner"), os.environ.get("PYTHONPATH", ""))}
-    env["DSPLAN_PARENT_PID"] = str(os.getpid())  # the measurement ends itself when this process is gone
+    lines: list[str] = []
     with (
-        tempfile.TemporaryDirectory() as folder,  # the current folder may hold a runner of its own
-        subprocess.Popen(
-            [*_command(), str(output.absolute()), *options],
-            env=env,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        ) as process,
+        tempfile.TemporaryDirectory() as folder,
+        supervised([*_command(), str(output.absolute()), *options], Path(folder), subprocess.STDOUT) as process,
     ):
-        lines = []
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line.rstrip())
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.decode(errors="replace").rstrip())
             on_progress(lines[-1])
         code = process.wait()
     if code == EXIT_BAD_INPUT:

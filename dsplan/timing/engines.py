@@ -1,6 +1,7 @@
 """What each of DeepSpeed's engines moves, copies and updates in a step, in seconds.
 
-Legend: Ψ parameters, N ranks, e bytes of a parameter in the precision that is computed in. Read from DeepSpeed 0.19.8:
+Legend: Ψ trained parameters, N ranks, e bytes of a parameter in the precision that is computed in; what is frozen is
+gathered at stage 3 and takes no other part. Read from DeepSpeed 0.19.8:
 ``runtime/engine.py``, ``runtime/fp16/fused_optimizer.py``, ``stage_1_and_2.py`` and ``stage3.py`` of ``runtime/zero``.
 
 - Stage 0 all-reduces Ψ at the accumulation boundary, through flat copies.
@@ -123,7 +124,7 @@ class _Engine:
         self.profile: Profile = machine.profile
         self.dtype = plan.workload.precision
         self.e = plan.workload.element_bytes
-        self.psi = model.num_parameters
+        self.psi = model.num_trained_parameters
         self.ranks = cluster.world_size
         self.own = -(-self.psi // self.ranks)
 
@@ -178,6 +179,17 @@ class _Engine:
             update_s=self.fp32_update(self.psi) + (self.kernel("scale", self.psi) if mixed else 0.0),
         )
 
+    def judged(self, elements: float) -> float:
+        """Whether gradients are finite, and their norm in double precision, by bytes of what was measured.
+
+        runtime/utils.py ``has_inf_or_nan``: amax and amin, two readings as of a norm; in 16 bits only.
+        ``g.to(get_norm_dtype()).norm(2)`` (stage_1_and_2.py get_grad_norm_direct, stage3.py): a cast that reads e and
+        writes 8 bytes, where the measured one moves 6, and a norm that reads 8 in place of e.
+        """
+        reading = self.kernel("norm", elements)
+        finite = 2 * reading if self.dtype != "fp32" else 0.0
+        return finite + (self.e + 8) / 6 * self.kernel("cast", elements) + 8 / self.e * reading
+
     def stages_1_and_2(self) -> Work:
         zero = self.plan.zero
         every = zero.stage > 1
@@ -193,7 +205,7 @@ class _Engine:
                 reduce_kernels_s=reduction,
                 reduces_every_micro_batch=every,
                 gradient_kernels_s=into_bucket,
-                norm_s=self.kernel("norm", self.own),
+                norm_s=self.judged(self.own),
                 update_s=self.fp32_update(self.own) + self.kernel("copy", self.own),
                 gather_update_s=gather,
             )
@@ -208,7 +220,7 @@ class _Engine:
             host_gradients_s=self.profile.copy("to_host", 4 * self.own, pinned=pinned),
             host_save_s=self.profile.copy("to_host", self.e * self.own, pinned=pinned),
             host_restore_s=self.profile.copy("to_device", self.e * self.own, pinned=pinned),
-            norm_s=self.kernel("norm", self.own),
+            norm_s=self.judged(self.own),
             host_update_s=host,
             copy_back_s=back,
             gather_update_s=gather,
@@ -238,14 +250,15 @@ class _Engine:
             for parameter in self.model.parameters
             if parameter.numel <= zero.stage3_param_persistence_threshold
         )
-        gathered = self.psi - resident
+        every = self.model.num_parameters  # frozen ones are partitioned and gathered too
+        gathered, part = every - resident, -(-every // self.ranks)
         node = self.own * self.cluster.gpus_per_node  # the ranks of a node share its drive
         bucket = max(zero.stage3_prefetch_bucket_size, *(one.numel for one in self.model.block_parameters))
         gather = self.send("all_gather", gathered, bucket)
         if zero.offloads_parameters:
-            gather += self.profile.copy("to_device", self.e * self.own, pinned=zero.offload_param.pin_memory)
+            gather += self.profile.copy("to_device", self.e * part, pinned=zero.offload_param.pin_memory)
             if zero.offload_param.device == "nvme":
-                gather += self.e * node / self.profile.drive[0]
+                gather += self.e * part * self.cluster.gpus_per_node / self.profile.drive[0]
         into_bucket = self.kernel("copy", self.psi) + self.kernel("scale", self.psi) + self.kernel("copy", self.own)
         work = Work(
             overlaps=zero.overlaps_communication,
@@ -254,7 +267,7 @@ class _Engine:
             reduce_s=self.send("reduce_scatter", self.psi, zero.reduce_bucket_size),
             reduces_every_micro_batch=True,
             gradient_kernels_s=into_bucket,
-            norm_s=self.kernel("norm", self.own),
+            norm_s=self.judged(self.own),
             gather_update_s=self.send("all_gather", resident, resident) if resident else 0.0,
         )
         if not zero.offloads_optimizer:

@@ -102,14 +102,17 @@ _ABOVE = 2.0
 
 
 def of_the_device(
-    points: Mapping[tuple[_T, ...], float], work: Callable[[Sequence[float]], float] = _work
+    points: Mapping[tuple[_T, ...], float],
+    work: Callable[[Sequence[float]], float] = _work,
+    shortest: float | None = None,
 ) -> dict[tuple[_T, ...], float]:
     """Seconds that the device needs, from seconds of calls that followed each other without a wait.
 
     Such a call takes at least what the host needs to ask for one: that is the time of the smallest sizes. What took no
-    longer is at most that, and else what the nearest larger combination took, by the ratio of the work.
+    longer is at most that, and else what the nearest larger combination took, by the ratio of the work. ``shortest``:
+    the least that such a call took, where ``points`` may lack the small sizes; None takes their least.
     """
-    asking = _ABOVE * min(points.values())
+    asking = _ABOVE * min([*points.values(), *([] if shortest is None else [shortest])])
     told = {key: seconds for key, seconds in points.items() if seconds >= asking}
 
     def seconds_of(key: tuple[_T, ...]) -> float:

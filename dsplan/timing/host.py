@@ -2,22 +2,28 @@
 
 A row of the profile is the time of a phase at one depth; two depths give the time of a block and of the rest.
 Hooks differ by stage, operators by attention, activation and recomputation; what was not measured in combination
-is the sum of the differences. What else happens on a machine makes a measurement longer, never shorter: where several
-rows measure the same, the shortest counts. Stages 0 to 2 leave the forward pass and its recomputation to the model
-(deepspeed/runtime/engine.py, DeepSpeedEngine.forward); stage 3 has hooks around every module.
+is the sum of the differences. Where several rows measure the same, their median counts: stages 0 to 2 leave the forward
+pass and its recomputation to the model (deepspeed/runtime/engine.py, DeepSpeedEngine.forward), while stage 3 has hooks
+around every module; and the step goes over parameters and gradients, whatever made them (``step`` of
+runtime/zero/stage_1_and_2.py and stage3.py, runtime/fp16/fused_optimizer.py), so that attention, activation and
+recomputation do not count there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
+from typing import Any
 
 from dsplan.errors import InputError
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.timing.profile import Profile
 
-PHASES = ("forward_s", "backward_s", "step_s")
+Row = Mapping[str, Any]
+
 #: The operators that every strategy was measured with.
 _BASE = ("sdpa", "gelu")
 #: Strategies whose forward pass is the model's alone.
@@ -57,31 +63,41 @@ def strategy_of(plan: Plan) -> str:
 
 
 def _host_times(profile: Profile, model: ModelShape, strategy: str, recomputes: bool, world_size: int) -> HostTimes:
+    layers = model.num_layers
+    attention = "sdpa" if model.attention != "eager" else "eager"
+    activation = "gelu_new" if model.activation == "gelu_new" else "gelu"
+
+    def at(strategy: str, recomputed: bool, operators: tuple[str, str], phase: str, ranks: int = 1) -> float:
+        return _of(profile, strategy, recomputed, operators, phase, layers, ranks)
+
     def one(phase: str) -> float:
-        layers = model.num_layers
-        base = _of(profile, strategy, False, _BASE, phase, layers, world_size)
-        attention = "sdpa" if model.attention != "eager" else "eager"
-        activation = "gelu_new" if model.activation == "gelu_new" else "gelu"
-        extra = 0.0
+        found = at(strategy, False, _BASE, phase, world_size)
         for variant in ((attention, "gelu"), ("sdpa", activation)):
             if variant != _BASE and _has(profile, variant):
                 # Recomputation asks for the forward pass's operators once more.
                 phases = (phase, "forward_s") if recomputes and phase == "backward_s" else (phase,)
-                for each in phases:
-                    extra += _of(profile, "zero0", False, variant, each, layers, 1)
-                    extra -= _of(profile, "zero0", False, _BASE, each, layers, 1)
+                found += sum(at("zero0", False, variant, each) - at("zero0", False, _BASE, each) for each in phases)
         if recomputes:
             resident = strategy.partition("-")[0]
-            alike = _PLAIN[:3] if resident in _PLAIN else (resident,)
-            extra += min(
-                _of(profile, one, True, _BASE, phase, layers, 1) - _of(profile, one, False, _BASE, phase, layers, 1)
-                for one in alike
-                if one == resident or _recomputed(profile, one)
-            )
-        return max(base + extra, 0.0)
+            alike = [
+                name
+                for name in (_PLAIN[:3] if resident in _PLAIN else (resident,))
+                if name == resident or _recomputed(profile, name)
+            ]
+            measured = [name for name in alike if _recomputed(profile, name)] or alike
+            found += median(at(name, True, _BASE, phase) - at(name, False, _BASE, phase) for name in measured)
+        return max(found, 0.0)
 
-    forward, backward, step = (one(phase) for phase in PHASES)
-    return HostTimes(forward=forward, backward=backward, step=step)
+    step = _step(profile, strategy, layers, world_size)
+    return HostTimes(forward=one("forward_s"), backward=one("backward_s"), step=step)
+
+
+def _step(profile: Profile, strategy: str, layers: int, world_size: int) -> float:
+    """Seconds of the step at a depth: of all rows of the strategy, whatever the model is made of."""
+    found = _line(profile, lambda row: row["strategy"] == strategy, "step_s", layers, world_size)
+    if found is None and "-" in strategy:
+        return _step(profile, strategy.rpartition("-")[0], layers, world_size)
+    return _required(found, profile, strategy)
 
 
 def _has(profile: Profile, operators: tuple[str, str]) -> bool:
@@ -107,20 +123,35 @@ def _of(
 ) -> float:
     """Seconds at a depth, on the line through the two measured depths; of several ranks if that was measured."""
     alike = _PLAIN if phase == "forward_s" and strategy in _PLAIN else (strategy,)
-    rows = [
-        row
-        for row in profile.document["engine"]
-        if row["strategy"] in alike
-        and (row["checkpointing"] != "none") == recomputes
-        and (row["attention"], row["activation"]) == operators
-    ]
-    several = [row for row in rows if row["world_size"] > 1]
-    chosen = several if world_size > 1 and len(several) > 1 else [row for row in rows if row["world_size"] == 1]
-    if len(chosen) < 2:
-        if "-" in strategy:  # too short a calibration: the hooks of the same stage without offload
-            return _of(profile, strategy.rpartition("-")[0], recomputes, operators, phase, layers, world_size)
+
+    def chosen(row: Row) -> bool:
+        made_of = (row["attention"], row["activation"])
+        return row["strategy"] in alike and (row["checkpointing"] != "none") == recomputes and made_of == operators
+
+    found = _line(profile, chosen, phase, layers, world_size)
+    if found is None and "-" in strategy:  # too short a calibration: the hooks of the same stage without offload
+        return _of(profile, strategy.rpartition("-")[0], recomputes, operators, phase, layers, world_size)
+    return _required(found, profile, strategy)
+
+
+def _required(found: float | None, profile: Profile, strategy: str) -> float:
+    if found is None:
         raise InputError(f"profile {profile.name}: it lacks the engine's times for {strategy}; calibrate again")
-    shallow, deep = min(row["num_layers"] for row in chosen), max(row["num_layers"] for row in chosen)
-    first, last = (min(row[phase] for row in chosen if row["num_layers"] == depth) for depth in (shallow, deep))
-    slope = max(0.0, (last - first) / (deep - shallow)) if deep > shallow else 0.0
+    return found
+
+
+def _line(profile: Profile, chosen: Callable[[Row], bool], phase: str, layers: int, world_size: int) -> float | None:
+    """Seconds at a depth, on the line through the two measured depths; None where only one was measured."""
+    rows = [row for row in profile.document["engine"] if chosen(row)]
+    several = [row for row in rows if row["world_size"] > 1]
+    if world_size > 1 and len({row["num_layers"] for row in several}) > 1:
+        rows = several
+    else:
+        rows = [row for row in rows if row["world_size"] == 1]
+    depths = sorted({row["num_layers"] for row in rows})
+    if len(depths) < 2:
+        return None
+    shallow, deep = depths[0], depths[-1]
+    first, last = (median(row[phase] for row in rows if row["num_layers"] == depth) for depth in (shallow, deep))
+    slope = max(0.0, (last - first) / (deep - shallow))
     return float(max(first + slope * (layers - shallow), 0.0))

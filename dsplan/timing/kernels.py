@@ -7,9 +7,12 @@ and torch's derivatives (tools/autograd/derivatives.yaml).
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsplan.errors import InputError
+from dsplan.families import Parameter
 from dsplan.model import ModelShape
 from dsplan.timing.profile import Profile
 from dsplan.workload import Workload
@@ -25,12 +28,18 @@ _GELU_NEW_BACKWARD = {"add": 3, "tanh_backward": 1, "scale": 5, "add_": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Seconds of a piece of the model on the device: matrix products and attention apart from what memory limits."""
+    """Seconds of a piece of the model on the device: matrix products and attention apart from what memory limits.
+
+    ``last_products``, ``last_memory``: what the forward pass computes after the last tensor that it saves for backward,
+    and torch's checkpoint does not compute again (torch/utils/checkpoint.py, ``early_stop``).
+    """
 
     forward_products: float = 0.0
     forward_memory: float = 0.0
     backward_products: float = 0.0
     backward_memory: float = 0.0
+    last_products: float = 0.0
+    last_memory: float = 0.0
 
     @property
     def forward(self) -> float:
@@ -39,6 +48,14 @@ class Piece:
     @property
     def backward(self) -> float:
         return self.backward_products + self.backward_memory
+
+    def recomputed(self, checkpointing: str) -> tuple[float, float]:
+        """Seconds of products and of the rest that the backward pass computes again, by kind of checkpointing."""
+        if checkpointing == "none":
+            return 0.0, 0.0
+        if checkpointing == "torch":
+            return self.forward_products - self.last_products, self.forward_memory - self.last_memory
+        return self.forward_products, self.forward_memory  # DeepSpeed's is reentrant: all of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +72,12 @@ def kernels(profile: Profile, model: ModelShape, workload: Workload, *, own_line
 
     Args:
         profile: the machine.
-        model: a minGPT, or a dense decoder of transformers'.
+        model: a minGPT, or a decoder of transformers'.
         workload: micro batch, sequence and precision count; checkpointing does not.
         own_linear: DeepSpeed's linear layers, as stage 3 has them.
 
     Raises:
-        InputError: a model whose parts have no times (a mixture of experts).
+        InputError: a model whose parts have no times.
     """
     pieces = _Pieces(profile, model, workload, own_linear)
     return Kernels(embedding=pieces.embedding(), block=pieces.block(), head=pieces.head())
@@ -71,6 +88,11 @@ class _Sum:
 
     def __init__(self) -> None:
         self.seconds = [0.0, 0.0, 0.0, 0.0]
+        self.last = [0.0, 0.0]
+
+    def add(self, other: _Sum, times: float) -> None:
+        self.seconds = [one + times * more for one, more in zip(self.seconds, other.seconds, strict=True)]
+        self.last = [one + times * more for one, more in zip(self.last, other.last, strict=True)]
 
     def piece(self) -> Piece:
         forward_products, forward_memory, backward_products, backward_memory = self.seconds
@@ -79,6 +101,8 @@ class _Sum:
             forward_memory=forward_memory,
             backward_products=backward_products,
             backward_memory=backward_memory,
+            last_products=self.last[0],
+            last_memory=self.last[1],
         )
 
 
@@ -115,36 +139,90 @@ class _Pieces:
         return found.piece()
 
     def block(self) -> Piece:
+        """The mean of all blocks, which differ where the first ones are dense and the others mixtures of experts."""
         found = _Sum()
-        matrices = self._matrices()
+        kinds = Counter(self.model.decoder.layers) if self.model.decoder is not None else {0: 1}
+        for kind, times in kinds.items():
+            parameters = self.model.block_parameters
+            if self.model.decoder is not None:
+                parameters = self.model.decoder.kinds[kind] or parameters
+            one = _Sum()
+            self._block(one, parameters)
+            found.add(one, times / sum(kinds.values()))
+        return found.piece()
+
+    def _block(self, found: _Sum, parameters: Sequence[Parameter]) -> None:
         for _ in range(2):
             self._norm(found)
             self._memory(found, 0, "add", self.n)  # the residual
             self._memory(found, 1, "add_", self.n)  # its second gradient
-        for outputs, inputs, bias in matrices:
-            self._linear(found, inputs, outputs, bias=bias)
+        names = {parameter.name for parameter in parameters}
+        routed = 0  # rows of the experts
+        for parameter in parameters:
+            shape = parameter.shape
+            if len(shape) == 2:
+                bias = f"{parameter.name.removesuffix('.weight')}.bias" in names
+                self._linear(found, shape[1], shape[0], bias=bias, trained=parameter.trained)
+            elif len(shape) == 3:
+                routed = self._experts(found, *shape)
         self._attention(found)
-        self._activation(found)
+        if routed:
+            self._routing(found, routed)
+            self._activation(found, routed * self._expert_width())
+        else:
+            self._activation(found, self.tokens * self.model.mlp_width)
         if self.dropout:
             self._memory(found, 0, "dropout", self.n, 2)
             self._memory(found, 1, "dropout_backward", self.n, 2)
-        return found.piece()
+        self._after_the_last_saved(found, parameters, routed)
 
-    def _matrices(self) -> list[tuple[int, int, bool]]:
-        """(outputs, inputs, bias) of the linear layers of a block, from its parameters."""
-        parameters = {parameter.name: parameter.shape for parameter in self.model.block_parameters}
-        found = []
-        for name, shape in parameters.items():
-            if len(shape) > 2:
-                raise InputError(f"step time: {name} of shape {shape} is no linear layer; experts are not covered yet")
-            if len(shape) == 2:
-                found.append((shape[0], shape[1], f"{name.removesuffix('.weight')}.bias" in parameters))
-        return found
+    def _after_the_last_saved(self, found: _Sum, parameters: Sequence[Parameter], routed: int) -> None:
+        """The residual, and before it the last linear layer where nothing after it saves.
 
-    def _linear(self, found: _Sum, inputs: int, outputs: int, *, bias: bool) -> None:
+        torch's linear saves its input before it multiplies, DeepSpeed's own (an autograd.Function) when it has
+        multiplied, and dropout its mask when it has drawn it.
+        """
+        found.last[1] += self.profile.elementwise("add", self.dtype, self.n)
+        matrices = [parameter.shape for parameter in parameters if len(parameter.shape) == 2]
+        if matrices and not (self.dropout or self.own_linear or routed):
+            outputs, inputs = matrices[-1]
+            found.last[0] += self.profile.linear(self.dtype, self.tokens, inputs, outputs)[0]
+
+    def _experts(self, found: _Sum, count: int, outputs: int, inputs: int) -> int:
+        """The grouped product of all experts; the rows that it has, k for each token.
+
+        As torch._grouped_mm (transformers integrations/moe.py, grouped_mm_experts_forward): one product of all rows,
+        that reads every expert's weights once, however few rows there are for it; the gradient of the weights is
+        written once. A copy reads and writes as much twice.
+        """
+        decoder = self.model.decoder
+        if decoder is None or decoder.experts is None:
+            raise InputError(f"step time: a parameter of shape {(count, outputs, inputs)} is no linear layer")
+        rows = self.tokens * decoder.experts.per_token
+        forward, grad_input, grad_weight = self.profile.linear(self.dtype, rows, inputs, outputs)
+        weights = self.profile.elementwise("copy", self.dtype, count * outputs * inputs) / 2
+        found.seconds[0] += max(forward, weights)
+        found.seconds[2] += max(grad_input, weights) + max(grad_weight, weights)
+        return rows
+
+    def _expert_width(self) -> int:
+        decoder = self.model.decoder
+        assert decoder is not None
+        assert decoder.experts is not None
+        return decoder.experts.size
+
+    def _routing(self, found: _Sum, rows: int) -> None:
+        """Rows gathered for the experts, weighted and put back, and the same for their gradients."""
+        elements = rows * self.h
+        for backward in (0, 1):
+            self._memory(found, backward, "copy", elements, 2)
+            self._memory(found, backward, "scale", elements)
+            self._memory(found, backward, "add", elements)
+
+    def _linear(self, found: _Sum, inputs: int, outputs: int, *, bias: bool, trained: bool = True) -> None:
         forward, grad_input, grad_weight = self.profile.linear(self.dtype, self.tokens, inputs, outputs)
         found.seconds[0] += forward
-        found.seconds[2] += grad_input + grad_weight
+        found.seconds[2] += grad_input + (grad_weight if trained else 0.0)
         if bias:
             self._memory(found, 1, "column_sum", self.tokens * outputs)
             if self.own_linear:
@@ -177,8 +255,7 @@ class _Pieces:
         self._memory(found, 1, "copy", 3 * inner)
         self._memory(found, 1, "copy", inner)
 
-    def _activation(self, found: _Sum) -> None:
-        elements = self.tokens * self.model.mlp_width
+    def _activation(self, found: _Sum, elements: int) -> None:
         if self.model.activation == "gelu_new" and not self.model.gated_mlp:
             for operator, times in _GELU_NEW_FORWARD.items():
                 self._memory(found, 0, operator, elements, times)

@@ -8,9 +8,12 @@ is in :mod:`dsplan.timing.engines`.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from dsplan.families import Parameter
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
@@ -64,11 +67,11 @@ def step_time(model: ModelShape, plan: Plan, cluster: Cluster, machine: Machine)
     pieces = _kernels(model, plan, machine)
     host = host_times(machine.profile, model, plan, cluster.world_size)
     work = work_of(model, plan, cluster, machine)
-    recomputes = workload.activation_checkpointing != "none"
+    again_products, again_memory = pieces.block.recomputed(workload.activation_checkpointing)
 
     forward = pieces.embedding.forward + layers * pieces.block.forward + pieces.head.forward
     backward = pieces.embedding.backward + layers * pieces.block.backward + pieces.head.backward
-    recomputed = layers * pieces.block.forward if recomputes else 0.0
+    recomputed = layers * (again_products + again_memory)
 
     copies = work.host_copies_s(micro_batches)
 
@@ -91,9 +94,9 @@ def step_time(model: ModelShape, plan: Plan, cluster: Cluster, machine: Machine)
     update = max(host.step, work.norm_s) + work.update_s + work.host_update_s + work.copy_back_s + work.gather_update_s
     seconds = last + (micro_batches - 1) * earlier + update
     boundaries = work.gradient_s(boundary=True) + (micro_batches - 1) * work.gradient_s(boundary=False)
-    products = layers * (
-        pieces.block.forward_products * (2 if recomputes else 1) + pieces.block.backward_products
-    ) + sum(piece.forward_products + piece.backward_products for piece in (pieces.embedding, pieces.head))
+    products = layers * (pieces.block.forward_products + again_products + pieces.block.backward_products) + sum(
+        piece.forward_products + piece.backward_products for piece in (pieces.embedding, pieces.head)
+    )
     parts = {
         "matrix products": micro_batches * products,
         "memory-bound kernels": micro_batches * (forward + backward + recomputed - products)
@@ -127,12 +130,25 @@ def model_flops(model: ModelShape, sequence_length: int) -> float:
     """Floating-point operations of one token, forward and backward, recomputation not counted.
 
     6 for each weight that a token is multiplied with, and 12·L·s·a·d for attention's two products
-    (PaLM, arXiv:2204.02311, appendix B). Embeddings are looked up, not multiplied with.
+    (PaLM, arXiv:2204.02311, appendix B); 4 for a weight that is not trained, whose gradient nobody computes.
+    Embeddings are looked up, not multiplied with; of experts a token is multiplied with those that it is routed to.
     """
-    block = sum(parameter.numel for parameter in model.block_parameters if len(parameter.shape) == 2)
-    weights = model.num_layers * block + model.vocab_size * model.hidden_size
+    decoder = model.decoder
+    share = 1.0 if decoder is None or decoder.experts is None else decoder.experts.per_token / decoder.experts.num
+
+    def multiplied(parameters: Sequence[Parameter]) -> float:
+        matrices = [one for one in parameters if len(one.shape) > 1]
+        return sum(one.numel * (share if len(one.shape) > 2 else 1) * (6 if one.trained else 4) for one in matrices)
+
+    if decoder is None:
+        blocks = model.num_layers * multiplied(model.block_parameters)
+    else:
+        kinds = Counter(decoder.layers)
+        blocks = sum(count * multiplied(decoder.kinds[kind] or model.block_parameters) for kind, count in kinds.items())
+    head_trained = all(one.trained for one in (*model.embedding_parameters, *model.head_parameters)[-1:])
+    head = model.vocab_size * model.hidden_size * (6 if head_trained else 4)
     attention = 12 * model.num_layers * sequence_length * model.num_attention_heads * model.head_width
-    return 6.0 * weights + attention
+    return blocks + head + attention
 
 
 def _beside(computing: float, sending: float, overlaps: bool) -> float:

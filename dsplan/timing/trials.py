@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsplan.errors import EXIT_RUN_FAILED, MissingExtraError, RunError
-from dsplan.pythonpath import pythonpath
-from dsplan.signals import handled, interrupt
-
-_NEEDED = ("torch", "deepspeed", "psutil")
-_END_S = 20.0  # the runner needs a few seconds to end its children
+from dsplan.child_process import require_run_extra, supervised
+from dsplan.errors import EXIT_RUN_FAILED, RunError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,43 +54,20 @@ def run_trials(
         RunError: the runner itself broke off.
         KeyboardInterrupt: as it came, once the run has ended.
     """
-    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
-    if missing:
-        raise MissingExtraError(
-            f"a timed run needs {', '.join(missing)}, not installed for {sys.executable};"
-            " install it with: pip install 'dsplan[run]'"
-        )
+    require_run_extra("a timed run")
     path, log = folder / "trials.json", folder / "trials.log"
     path.write_text(json.dumps([dict(one) for one in specifications]), encoding="utf-8")
     command = [*_command(), str(path.absolute()), str(folder.absolute()), "--timeout", str(timeout_s)]
-    env = {**os.environ, "PYTHONPATH": pythonpath(("dsplan", "runner"), os.environ.get("PYTHONPATH", ""))}
-    env["DSPLAN_PARENT_PID"] = str(os.getpid())  # the runner ends itself when this process is gone
     outcomes: dict[int, Outcome] = {}
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            command,
-            env=env,
-            cwd=folder,  # the current folder may hold a runner of its own
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-        )
-        with process, handled(interrupt, [signal.SIGTERM]):
-            try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    event = _event(line)
-                    if event is None:
-                        continue
-                    if event.get("event") in ("measured", "failed"):
-                        outcomes[event["trial"]] = _outcome(event)
-                    on_progress(event)
-            except BaseException:
-                process.terminate()  # only the runner is told: it ends the ranks
-                raise
-            finally:
-                _await_end(process)
+    with log.open("wb") as errors, supervised(command, folder, errors) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = _event(line)
+            if event is None:
+                continue
+            if event.get("event") in ("measured", "failed"):
+                outcomes[event["trial"]] = _outcome(event)
+            on_progress(event)
     if len(outcomes) < len(specifications):
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-15:]
         tail = "".join(f"\n  | {line}" for line in said)
@@ -132,12 +100,3 @@ def _outcome(event: Mapping[str, Any]) -> Outcome:
         device=records[0]["device"]["name"],
         versions=records[0]["versions"],
     )
-
-
-def _await_end(process: subprocess.Popen[bytes]) -> None:
-    """See the runner end: it has said its last word, or is cleaning up after having been told to."""
-    try:
-        process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the ranks notice, and end themselves

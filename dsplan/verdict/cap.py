@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dsplan.kernels import kernels_of
 from dsplan.units import format_bytes
 from dsplan.verdict.candidates import candidates
-from dsplan.verdict.judge import Candidates, Pressed, press
+from dsplan.verdict.judge import Pressed, press
 from dsplan.verdict.operations import RELEASE, Trace
 from dsplan.walk import capacity_of, walk
 
@@ -43,8 +43,8 @@ class UnderCap:
             text += f", {format_bytes(pressed.least_bytes)} to live with"
         text += f", of {format_bytes(pressed.offered_bytes)}"
         if pressed.moment is not None:
-            moment = pressed.moment
-            text += f"; it would die in {moment.phase} of {moment.step}, {moment.moment}"
+            would = "with one order of addresses it would" if pressed.by_order else "it would"
+            text += f"; {would} die in {pressed.moment.where}"
         if self.live:
             text += ", where there are " + ", ".join(f"{format_bytes(size)} of {name}" for name, size in self.live)
         return text + "."
@@ -69,18 +69,13 @@ def under_cap(
     peak = max(step.peak_bytes for step in walked.steps)
     found = candidates(model, plan, world_size, accelerator, allocator)
     pressed = press(found, peak, cap_bytes, closely=True)
-    died = _death(found, cap_bytes)
-    if died is None:
+    died = next((death for death in found.deaths(cap_bytes) if death is not None), None)
+    if died is None or died[1].died_at is None:
         return UnderCap(pressed=pressed, peak_bytes=peak, live=())
-    trace, operation = died
+    trace, operation = died[0], died[1].died_at
     if pressed.moment is None:  # the peak alone was enough to say so
         pressed = replace(pressed, moment=trace.moment_of(operation))
     return UnderCap(pressed=pressed, peak_bytes=peak, live=live_terms(trace, operation))
-
-
-def _death(found: Candidates, cap_bytes: int) -> tuple[Trace, int] | None:
-    died = found.death(cap_bytes)
-    return None if died is None or died[1].died_at is None else (died[0], died[1].died_at)
 
 
 def live_terms(trace: Trace, operation: int) -> tuple[tuple[str, int], ...]:

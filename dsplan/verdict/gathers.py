@@ -12,9 +12,11 @@ from functools import lru_cache
 from itertools import accumulate
 
 from dsplan.engine.coordinator import Change, Coordinator, Mark, Module
+from dsplan.engine.coordinators import SecondaryLeafCoordinator, coordinator_of
+from dsplan.engine.frozen import FrozenCoordinator
 from dsplan.engine.gathering import MICRO_BATCHES
 from dsplan.engine.gathering import marks_and_saving as marks_of
-from dsplan.engine.leaves import LeafCoordinator, leaf_of
+from dsplan.engine.leaves import LeafCoordinator
 from dsplan.engine.secondary import SecondaryCoordinator
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
@@ -72,6 +74,23 @@ class _LeafListener(_Listener, LeafCoordinator):
     """The same where some modules are fetched whole."""
 
 
+class _SecondaryLeafListener(_Listener, SecondaryLeafCoordinator):
+    """Both."""
+
+
+class _FrozenListener(_Listener, FrozenCoordinator):
+    """The same where not all parameters are trained."""
+
+
+_LISTENERS: dict[type[Coordinator], type[_Listener]] = {
+    Coordinator: _Listener,
+    SecondaryCoordinator: _SecondaryListener,
+    LeafCoordinator: _LeafListener,
+    SecondaryLeafCoordinator: _SecondaryLeafListener,
+    FrozenCoordinator: _FrozenListener,
+}
+
+
 class _Heard(list[Mark]):
     """The hooks of a pass; taking the next one begins a call of its listener."""
 
@@ -113,9 +132,9 @@ def _gathers(
     micro_batches: int,
     num_steps: int,
 ) -> tuple[Changes, ...]:
-    marks, saving = marks_of(model, hooks, kernels, saves_weights=not zero.memory_efficient_linear)
-    kind: type[_Listener] = _LeafListener if leaf_of(model) else _Listener
-    kind = _SecondaryListener if zero.zero_hpz_partition_size > 1 else kind
+    own_linear = zero.memory_efficient_linear
+    marks, saving = marks_of(model, hooks, kernels.of_programs(zero3_linear=own_linear), saves_weights=not own_linear)
+    kind = _LISTENERS[coordinator_of(model, zero)]
     listener = kind(model, zero, world_size, hooks.element_bytes, kernels)
     found: list[Changes] = []
     for _ in range(num_steps):

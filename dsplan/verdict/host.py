@@ -47,10 +47,12 @@ def host_estimate(
     """Host memory of each rank and of a node, in bytes.
 
     Expected is what the walk counts and a process as measured (:data:`dsplan.overhead.PROCESS_HOST_BYTES`); the bound
-    adds what malloc may keep of the model (:mod:`dsplan.verdict.heap`).
+    adds what malloc may keep of the model (:mod:`dsplan.verdict.heap`), unless this machine is the node and its
+    environment does not let it.
     """
     ranks = cluster.gpus_per_node
-    kept = kept_by_malloc(model, plan)
+    limits = cluster.limits
+    kept = kept_by_malloc(model, plan, threshold=None if limits is None else limits.mmap_threshold_bytes)
     highest = walked.host_bytes
     if kept:
         later = highest
@@ -98,7 +100,7 @@ def judge_host(host: HostEstimate, cluster: Cluster) -> HostVerdict:
 
 def _shortage(host: HostEstimate, limits: HostLimits) -> str:
     """What this machine does not let a rank lock, or has no disk for; empty: nothing."""
-    locked = host.locked_bytes + (host.pinned_bytes if limits.locks_pinned_memory else 0)
+    locked = max(host.pinned_bytes, host.locked_bytes) if limits.locks_pinned_memory else host.locked_bytes
     if limits.locked_bytes is not None and locked > limits.locked_bytes:
         return (
             f"the host lets a process lock {format_bytes(limits.locked_bytes)} (ulimit -l), and each rank locks "

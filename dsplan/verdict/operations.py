@@ -19,6 +19,12 @@ class Moment:
     phase: str
     moment: str
 
+    @property
+    def where(self) -> str:
+        """In words: ``backward of the first step, backward of block 3``."""
+        step = "" if self.step == self.phase else f" of the {self.step}"  # the initialisation is both
+        return f"{self.phase}{step}, {self.moment}"
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:

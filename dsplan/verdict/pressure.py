@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsplan.allocator import AllocatorSettings, Block, CachingAllocator, OutOfDeviceMemory, SegmentState
+from dsplan.allocator.placement import RisingPlacement
 from dsplan.units import MIB
 from dsplan.verdict.operations import EMPTY_CACHE, RELEASE, Trace
 
@@ -39,9 +40,21 @@ class Outcome:
         return self.died_at is None
 
 
-def replay(trace: Trace, capacity_bytes: int | None = None, settings: AllocatorSettings = DEFAULT) -> Outcome:
-    """The trace on a device that has ``capacity_bytes`` for the allocator; None: as much as is asked for."""
+def replay(
+    trace: Trace,
+    capacity_bytes: int | None = None,
+    settings: AllocatorSettings = DEFAULT,
+    *,
+    rising: bool = False,
+) -> Outcome:
+    """The trace on a device that has ``capacity_bytes`` for the allocator; None: as much as is asked for.
+
+    ``rising``: segments lie each above the one before, not as the driver places them in an empty address space; which
+    of two blocks of one size is taken then turns round. Expandable segments have an order of their own.
+    """
     allocator = CachingAllocator(settings=settings, capacity_bytes=capacity_bytes)
+    if rising and not settings.expandable_segments:
+        allocator.set_placement(RisingPlacement())
     blocks: list[Block | None] = [None] * len(trace.operations)
     before: list[SegmentState] = []
     ends = [*trace.steps, len(trace.operations)]
@@ -94,7 +107,13 @@ def _operate(
 
 
 def least(
-    trace: Trace, *, dies_bytes: int, lives_bytes: int, settings: AllocatorSettings = DEFAULT, within: int = 16 * MIB
+    trace: Trace,
+    *,
+    dies_bytes: int,
+    lives_bytes: int,
+    settings: AllocatorSettings = DEFAULT,
+    within: int = 16 * MIB,
+    rising: bool = False,
 ) -> int:
     """The least capacity that the trace lives with, in bytes, found to ``within``.
 
@@ -105,7 +124,7 @@ def least(
     low, high = dies_bytes, lives_bytes
     while high - low > within:
         middle = (low + high) // 2
-        if replay(trace, middle, settings).lived:
+        if replay(trace, middle, settings, rising=rising).lived:
             high = middle
         else:
             low = middle

@@ -15,15 +15,17 @@ from itertools import islice
 from dsplan import buffers, states
 from dsplan.attention import QKV
 from dsplan.engine import Run
+from dsplan.engine.chosen_leaves import with_chosen_leaf
+from dsplan.engine.secondary import secondary_elements
 from dsplan.engine.stage3 import Stage3
-from dsplan.engine.stage12 import Stage12
 from dsplan.kernels import Kernels
-from dsplan.ledger import DEVICE, Ledger, Term
+from dsplan.ledger import DEVICE, Term
 from dsplan.model import ModelShape
 from dsplan.operators import PARAMETER_GRADIENT
 from dsplan.overhead import LT_WORKSPACE, WORKSPACE
 from dsplan.plan import Plan
 from dsplan.units import round_up
+from dsplan.verdict.expanded import Expanded
 from dsplan.verdict.gathers import Changes, gathers
 from dsplan.verdict.operations import EMPTY_CACHE, RELEASE, Moment, Trace
 from dsplan.verdict.requests import Numbered, Release, Request
@@ -42,9 +44,20 @@ _EMPTIED = {
     "flattening the parameters": states.PARAMETERS,
     "defragmenting the partitions": states.PARTITIONED_PARAMETERS,
 }
-#: Where reductions have a stream of their own, these are taken on it: stage_1_and_2.py average_tensor, stage3.py
-#: __reduce_and_partition_ipg_grads and partition_grads.
-_REDUCED = (buffers.FLAT_BUCKET, buffers.SCATTER_COPY, buffers.GPU_STAGING, buffers.NORM, buffers.OFFLOAD_CAST)
+#: Where reductions have a stream of their own, these are taken on it: stage_1_and_2.py average_tensor and
+#: copy_grads_in_partition, stage3.py __reduce_and_partition_ipg_grads and partition_grads.
+_REDUCED = (
+    buffers.FLAT_BUCKET,
+    buffers.SCATTER_COPY,
+    buffers.SCATTER_PADDING,
+    buffers.SCALED_COPY,
+    buffers.COMMUNICATION_COPY,
+    buffers.ACCUMULATION_COPY,
+    states.GRADIENT_PARTITION,
+    buffers.GPU_STAGING,
+    buffers.NORM,
+    buffers.OFFLOAD_CAST,
+)
 #: Hooks between a module's first gradient and its own end, at most.
 FORGOTTEN_WITHIN = 32
 FIRST_BLOCK = "forward of block 0"
@@ -56,6 +69,9 @@ _UPDATE = (
     buffers.OPTIMIZER_TEMPORARY,
     buffers.NORM,
 )
+#: Of several of one size the first goes first: the cast copy of a sub-group once that of the next is there (stage3.py
+#: _create_fp32_partitions), the temporaries of an update in the order in which they came.
+_FIRST_GOES_FIRST = (buffers.CAST, buffers.OPTIMIZER_TEMPORARY)
 _BLOCK = 512  # c10/cuda/CUDACachingAllocator.cpp kMinBlockSize
 
 #: What a request goes by: its storage's number where a program made it, else its term and size.
@@ -80,6 +96,7 @@ def trace(
         capacity_bytes: as for :func:`dsplan.walk.walk`.
         skipped: so many steps at first update nothing, until the loss scale of fp16 has settled.
     """
+    model = with_chosen_leaf(model, plan.zero)
     plain = Numbered.of(kernels)
     recorder = Recorder(plain)
     run = Run(
@@ -97,10 +114,10 @@ def trace(
     recorder.empties = zero.stage > 0 and not plan.ddp
     repeats_from = engine.num_steps - 1 + skipped
     recorder.skipped = skipped
+    recorder.follow(engine)
     if isinstance(engine, Stage3):
-        recorder.norms = tuple(8 * part for part in engine.parts)
-    elif isinstance(engine, Stage12):
-        recorder.norms = tuple(8 * size for size in engine.partition.slices)
+        secondary = secondary_elements(engine.sizes, zero, world_size)
+        recorder.secondary = frozenset([round_up(engine.e * each, _BLOCK) for each in secondary])
     walked = engine.num_steps = min(num_steps, repeats_from + WALKED)
     if isinstance(engine, Stage3):
         engine.gathers = (*engine.gathers, *engine.gathers[-1:] * walked)[:walked]
@@ -122,7 +139,7 @@ def _masks_after(model: ModelShape) -> frozenset[int]:
     return frozenset(index for index, (name, after) in enumerate(pairs) if ".attn." in name and ".attn." not in after)
 
 
-class Recorder(Ledger):
+class Recorder(Expanded):
     """A ledger that writes down every request of device memory, and knows nothing of the host's."""
 
     def __init__(self, kernels: Kernels) -> None:
@@ -140,9 +157,7 @@ class Recorder(Ledger):
         self.masks_after: frozenset[int] = frozenset()
         self._moment = FIRST_BLOCK
         self._rise = 0
-        self._overflow = 0
-        self._checks = False
-        self.norms: tuple[int, ...] = ()
+        self.secondary: frozenset[int] = frozenset()
         self._handed_over = False
         self._parameters: list[int] = []
         self._workspaces: list[tuple[Term, int]] = []
@@ -184,8 +199,8 @@ class Recorder(Ledger):
         if self._skips and term in _UPDATE:
             if term is states.OPTIMIZER_STATES:
                 self._postponed.append(size)
-        elif term is buffers.OVERFLOW and not self._checks:
-            self._overflow = size  # the walk's first; :meth:`temporary` takes all, in their order
+        elif self.before(term, size):
+            pass
         elif term in (WORKSPACE, LT_WORKSPACE) and size and self._phase_name == "forward":
             self._workspaces.insert(0, (term, size))  # the walk takes them a little before the first product
         elif size and term.place == DEVICE:
@@ -195,25 +210,11 @@ class Recorder(Ledger):
                     self.alloc(states.OPTIMIZER_STATES, self._postponed.popleft())
 
     def free(self, term: Term, size: int) -> None:
-        ignored = (self._skips and term in _UPDATE) or (term is buffers.OVERFLOW and not self._checks)
+        ignored = (self._skips and term in _UPDATE) or self.ignores(term)
         if size and term.place == DEVICE and not ignored:
             rounded = round_up(size, _BLOCK)
-            self._give_back(rounded, (term, rounded))
-
-    def temporary(self, term: Term, size: int) -> None:
-        """As the ledger's; where the walk takes one for all that come one after the other, all of them."""
-        if term is buffers.NORM and self._phase_name == "step":
-            for each in self.norms:  # get_grad_norm_direct: the gradient of every parameter in fp64
-                super().temporary(term, each)
-        elif term is buffers.OVERFLOW:  # stage3.py has_overflow: isinf is abs() == inf, then isnan
-            self._checks = True
-            self.alloc(term, size)
-            super().temporary(term, self._overflow)
-            self.free(term, size)
-            super().temporary(term, size)
-            self._checks = False
-        else:
-            super().temporary(term, size)
+            self._give_back(rounded, (term, rounded), first=term in _FIRST_GOES_FIRST)
+            self.after(term)
 
     def alloc_many(self, term: Term, sizes: Iterable[int]) -> None:
         if term is states.PARAMETERS and self.masks_after and not self._parameters:
@@ -271,7 +272,8 @@ class Recorder(Ledger):
         assert sum(changes) == total, "the coordinator was not asked in the walk's order"
         for change in changes:
             if change > 0:
-                self._take(buffers.GATHERED, change)
+                # partition_parameters.py _partition_param_sec: where the parameter was gathered, no stream of its own.
+                self._take(buffers.GATHERED, change, stream=COMPUTE if change in self.secondary else None)
             else:
                 self._give_back(-change, (buffers.GATHERED, -change), first=True)
 
@@ -314,18 +316,21 @@ class Recorder(Ledger):
         """Release now what the coordinator counts to a later hook: what autograd had saved goes with the first gradient
         of its module (``Stage3._forget_weights``)."""
         for number, changes in enumerate(islice(self.gathers, FORGOTTEN_WITHIN)):
-            count = next((end for end in range(1, len(changes) + 1) if sum(changes[:end]) == total), 0)
-            if count and max(changes[:count]) < 0:
-                for change in changes[:count]:
+            # From the first on; of a leaf each goes by itself, the last that was multiplied before the others.
+            spans = ((begin, end) for begin in range(len(changes)) for end in range(begin + 1, len(changes) + 1))
+            begin, end = next((span for span in spans if sum(changes[slice(*span)]) == total), (0, 0))
+            if end and max(changes[begin:end]) < 0:
+                for change in changes[begin:end]:
                     self._give_back(-change, (buffers.GATHERED, -change), first=True)
-                if changes[count:]:
-                    self.gathers[number] = changes[count:]
+                rest = (*changes[:begin], *changes[end:])
+                if rest:
+                    self.gathers[number] = rest
                 else:  # a hook that then changes nothing is not heard
                     del self.gathers[number]
                 return True
         return False
 
-    def _take(self, term: Term, size: int, number: int | None = None) -> None:
+    def _take(self, term: Term, size: int, number: int | None = None, stream: int | None = None) -> None:
         if self.empties and len(self.steps) == 1 and _EMPTIED.get(self._moment) is term:
             self.empties = False
             self.operations.append((EMPTY_CACHE, 0))
@@ -336,7 +341,7 @@ class Recorder(Ledger):
         if held is None:
             held = self._held[key] = deque()
         held.append(len(self.operations))
-        self.operations.append((size, self._streams.get(term, COMPUTE)))
+        self.operations.append((size, self._streams.get(term, COMPUTE) if stream is None else stream))
         self.terms.append(term)
 
     def _give_back(self, size: int, key: Key, *, first: bool = False) -> None:

@@ -11,23 +11,33 @@ from dsplan.families import ALL_LINEAR
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer and its adapter: ``base(x) + B(A(x))`` (peft/tuners/lora/layer.py Linear.forward).
+    """A frozen linear layer and its adapter: ``base(x) + B(A(dropout(x)))`` (peft/tuners/lora/layer.py Linear.forward).
 
-    ``lora_A`` and ``lora_B`` hold one adapter each, called ``default``, as PEFT's do.
+    ``lora_dropout``, ``lora_A`` and ``lora_B`` hold one adapter each, called ``default``, as PEFT's do. It has the type
+    and the device of the layer's weight (LoraLayer._move_adapter_to_device_of_base_layer): at stage 3 zero.Init has
+    cast that one and put it on the device, and DeepSpeed casts nothing afterwards (runtime/engine.py,
+    _cast_module_mixed_precision). PEFT's ``get_peft_model`` makes 16-bit adapters fp32 unless told
+    ``autocast_adapter_dtype=False``; ``inject_adapter_in_model`` does not.
     """
 
     def __init__(self, base_layer: nn.Module, n_in: int, n_out: int, rank: int) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.lora_A = nn.ModuleDict({"default": nn.Linear(n_in, rank, bias=False)})
-        self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, n_out, bias=False)})
+        weight = base_layer.weight
+        assert isinstance(weight, Tensor)
+        a, b = nn.Linear(n_in, rank, bias=False), nn.Linear(rank, n_out, bias=False)
+        self.lora_dropout = nn.ModuleDict({"default": nn.Identity()})
+        self.lora_A = nn.ModuleDict({"default": a.to(device=weight.device, dtype=weight.dtype)})
+        self.lora_B = nn.ModuleDict({"default": b.to(device=weight.device, dtype=weight.dtype)})
         self.scaling = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         result = self.base_layer(x)
+        dtype = result.dtype
         a, b = self.lora_A["default"], self.lora_B["default"]
         assert isinstance(a, nn.Linear)
-        return result + b(a(x.to(a.weight.dtype))) * self.scaling  # type: ignore[no-any-return]
+        result = result + b(a(self.lora_dropout["default"](x.to(a.weight.dtype)))) * self.scaling
+        return result.to(dtype)  # type: ignore[no-any-return]
 
 
 def adapt(model: Any, trained: Mapping[str, Any]) -> None:

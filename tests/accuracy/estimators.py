@@ -67,10 +67,18 @@ def _value(found: Compared, predicted: Baseline, measured: Difference) -> Value:
 
 FORMULAS = Estimator(
     title="`dsplan estimate`",
-    about="The formulas, without a GPU and without torch.",
+    about="""The formulas, without a GPU and without torch, as `estimate --plan`, `--ladder` and `verify` give them, and
+    the table of all plans for small models: what torch's allocator counts, by a replay of the walk's requests.""",
     peak=lambda found: found.peak,
     states=lambda found: None if found.states is None else Value(found.name, "", found.states),
     host=_formulas_host,
+)
+TABLE = Estimator(
+    title="the same, blocks not replayed",
+    about="What the table of all plans says of larger models: the formulas alone.",
+    peak=lambda found: Value(found.name, "", found.peak_of_tensors),
+    states=lambda _: None,
+    host=lambda _: None,
 )
 DEEPSPEED = Estimator(
     title="DeepSpeed's estimator",
@@ -91,4 +99,4 @@ PLAIN = Estimator(
     states=lambda found: _states(found, _plain(found)),
     host=lambda _: None,
 )
-ESTIMATORS = (FORMULAS, DEEPSPEED, PLAIN)
+ESTIMATORS = (FORMULAS, TABLE, DEEPSPEED, PLAIN)

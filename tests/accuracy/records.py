@@ -35,6 +35,7 @@ class Compared:
     """One record, and what the formulas say of it.
 
     Attributes:
+        peak_of_tensors: the peak, predicted without the replay that says which block a tensor gets.
         host: memory of the node, all ranks together.
         host_in_use: the same without what malloc kept at the end of memory that was freed; None in older records.
     """
@@ -45,6 +46,7 @@ class Compared:
     accelerator: Accelerator
     plan: Plan
     comparison: Comparison
+    peak_of_tensors: Difference
     host: Difference | None
     host_in_use: Difference | None
 
@@ -135,6 +137,7 @@ def _compare(name: str, measurement: Measurement) -> Compared | Refused:
         plan = plan_of(measurement, name)
         prediction = predict(model, plan, card, configuration.world_size)
         host = _host(measurement, model, plan, card)
+        plain = predict(model, plan, card, configuration.world_size, replayed=False)
         return Compared(
             name=name,
             measurement=measurement,
@@ -142,6 +145,7 @@ def _compare(name: str, measurement: Measurement) -> Compared | Refused:
             accelerator=card,
             plan=plan,
             comparison=compare(measurement, prediction, tolerance_percent=TOLERANCE_PERCENT),
+            peak_of_tensors=compare(measurement, plain, tolerance_percent=TOLERANCE_PERCENT).peak_allocated,
             host=host,
             host_in_use=_in_use(host, measurement),
         )

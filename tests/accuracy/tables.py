@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dsplan.units import MIB
 from tests.accuracy.errors import Errors
-from tests.accuracy.estimators import ESTIMATORS, Estimator
+from tests.accuracy.estimators import ESTIMATORS, TABLE, Estimator
 from tests.accuracy.records import Compared, phase_name
 from tests.accuracy.splits import Group, groups, halves
 from tests.accuracy.targets import Row, host_values
@@ -159,14 +159,14 @@ def _of_the_dry_run(row: Row, value: Value, dry: Mapping[str, Held]) -> str:
 def every_record(records: Iterable[Compared]) -> list[str]:
     """A line for each."""
     lines = [
-        "| record | ranks | measured | predicted | error | init | pinned | DeepSpeed's | 2Ψ + 2Ψ + KΨ "
-        "| reserved / allocated | above reserved |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| record | ranks | measured | predicted | error | init | pinned | not replayed | DeepSpeed's "
+        "| 2Ψ + 2Ψ + KΨ | reserved / allocated | above reserved |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in records:
         peak, pinned = found.comparison.peak_allocated, found.comparison.host_pinned
         pinned_error = None if pinned is None or pinned.predicted_bytes == 0 else pinned.error_percent
-        others = " | ".join(percent(estimator.peak(found).percent, 0) for estimator in ESTIMATORS[1:])
+        others = " | ".join(percent(each.peak(found).percent, 2 if each is TABLE else 0) for each in ESTIMATORS[1:])
         lines.append(
             f"| {found.name}{'' if found.half == 'seen' else ' (unseen)'} | {found.world_size} "
             f"| {peak.measured_bytes / MIB:,.1f} | {peak.predicted_bytes / MIB:,.1f} "

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsplan.allocator.placement import CONTEXT_BYTES, PAGE_BYTES, REGION_BYTES, TOP, DriverPlacement
+from dsplan.allocator.placement import CONTEXT_BYTES, PAGE_BYTES, REGION_BYTES, TOP, DriverPlacement, RisingPlacement
 from dsplan.units import MIB
 from tests.allocator.replay import Recorded, Seen, replay
 
@@ -86,3 +86,31 @@ def test_live_segments_never_overlap(program: list[tuple[int, bool]]) -> None:
         assert all(one + size <= other for (one, size), (other, _) in itertools.pairwise(ordered))
     for address, _ in live:
         placement.give_back(address)
+
+
+def test_the_other_order_rises_and_uses_nothing_again() -> None:
+    placement = RisingPlacement()
+    first, second = placement.take(3 * MIB), placement.take(MIB)
+    placement.give_back(first)
+    third = placement.take(2 * MIB)
+    assert [second - first, third - second] == [4 * MIB, 2 * MIB]
+    assert all(address % PAGE_BYTES == 0 for address in (first, second, third))
+
+
+@given(st.lists(st.tuples(st.integers(1, 1200), st.booleans()), max_size=40))
+def test_a_region_is_taken_in_the_highest_gap_that_is_large_enough(program: list[tuple[int, bool]]) -> None:
+    placement, live = DriverPlacement(), []
+    for mebibytes, frees in program:
+        if frees and live:
+            placement.give_back(live.pop(mebibytes % len(live)))
+            continue
+        before = {base: region.size_bytes for base, region in placement._regions.items()}
+        live.append(placement.take(mebibytes * MIB))
+        for base in placement._regions.keys() - before.keys():
+            size = placement._regions[base].size_bytes
+            alignment = 512 * MIB if (mebibytes + mebibytes % 2) % 512 == 0 else REGION_BYTES  # whole pages
+            higher = range((TOP - size) // alignment * alignment, base, -alignment)
+            assert all(
+                any(other < place + size and place < other + taken for other, taken in before.items())
+                for place in higher
+            )

@@ -7,6 +7,7 @@ Without ``--dry-run``, which takes minutes, those of the dry run stay as they ar
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from dsplan.catalogue import accelerator, preset
 from dsplan.errors import EXIT_OK, EXIT_RUN_FAILED, RunError
 from dsplan.hardware import Cluster
 from dsplan.kernels import Kernels
+from dsplan.model import ModelShape
+from dsplan.search.search import search
 from dsplan.search.sweep import sweep
 from dsplan.strategies import standard_plans
 from dsplan.walk import walk
@@ -32,6 +35,7 @@ from tests.bench.subjects import DEEP, STAGES, forget, plan_of
 
 REPEATS, COMMAND_REPEATS, SWEEP_REPEATS = 20, 3, 5
 SWEEP_PLANS_A_SECOND = 5000
+CANDIDATES, SEARCH_SECONDS = 5000, 2.0
 RANKS = (8, 1024)
 #: What was asked of a plan, by stage.
 TARGETS = {0: 1e-3, 1: 1e-3, 2: 1e-3, 3: 5e-3}
@@ -50,12 +54,13 @@ print(min(times))
 
 def _plan(what: str, stage: int, ranks: int, *, cached: bool) -> Speed:
     """One walk."""
-    plan, times = plan_of(stage), []
+    plan, times, model = plan_of(stage), [], DEEP
     for _ in range(REPEATS):
         if not cached:
             forget()
+            model = replace(DEEP)  # which has not worked out its parameters yet
         started = time.process_time()
-        walk(DEEP, plan, ranks, Kernels())
+        walk(model, plan, ranks, Kernels())
         times.append(time.process_time() - started)
     return Speed(what=what, seconds=min(times), repeats=REPEATS, target_seconds=TARGETS[stage])
 
@@ -65,12 +70,27 @@ def _sweep(what: str) -> Speed:
     model, plans = preset("gpt2"), [plan for plan in standard_plans(preset("gpt2"), Workload()) if plan.zero.stage < 3]
     cards, times = [accelerator("a100-40gb"), accelerator("h100")], []
     grid = {"gpus": [1, 2, 4, 8], "micro_batch_sizes": [1, 2, 4, 8, 16, 32], "sequence_lengths": [128, 256, 512, 1024]}
+    gc.freeze()  # as the command does
     for _ in range(SWEEP_REPEATS):
         forget()
         started = time.process_time()
         points = list(sweep(model, plans, Cluster(accelerator=cards[0], gpus_per_node=8), accelerators=cards, **grid))
         times.append((time.process_time() - started) / len(points))
+    gc.unfreeze()
     return Speed(what=what, seconds=min(times), repeats=SWEEP_REPEATS, target_seconds=1 / SWEEP_PLANS_A_SECOND)
+
+
+def _search(what: str) -> Speed:
+    """What ``dsplan recommend`` does for a model of 67 billion parameters, in proportion to so many candidates."""
+    model = ModelShape(name="80 layers", num_layers=80, hidden_size=8192, num_attention_heads=64, attention="sdpa")
+    cluster = Cluster(accelerator=accelerator("h100"), gpus_per_node=8, num_nodes=8)
+    times = []
+    for _ in range(SWEEP_REPEATS):
+        forget()
+        started = time.process_time()
+        found = search(replace(model), standard_plans(model, Workload()), cluster)
+        times.append((time.process_time() - started) * CANDIDATES / found.num_candidates)
+    return Speed(what=what, seconds=min(times), repeats=SWEEP_REPEATS, target_seconds=SEARCH_SECONDS)
 
 
 def _arithmetic(what: str, stage: int) -> Speed:
@@ -131,6 +151,7 @@ SUBJECTS: Mapping[str, Callable[[], Speed]] = {
             for stage in STAGES
         },
         "`dsplan sweep`, a plan of stages 0 to 2 with its step time": _sweep,
+        f"`dsplan recommend`'s search, 80 layers, 64 GPUs, {CANDIDATES:,} candidates": _search,
         **{f"DeepSpeed's estimator, stage {stage}, imported": partial(_arithmetic, stage=stage) for stage in (2, 3)},
         "`dsplan estimate`, the whole command, 16 plans": lambda what: _command(what, *_ESTIMATE),
         "DeepSpeed's estimator, its import": lambda what: _command(what, "-c", _IMPORT),

@@ -329,7 +329,6 @@ NOT_MODELLED: dict[str, dict[str, Any]] = {
     },
     "allgather_sequential": {"zero_optimization": {"stage": 3, "allgather_sequential": True}},
     "compute_grad_norm": {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
-    "leaf_module.classes": {"zero_optimization": {"stage": 3, "leaf_module": {"classes": ["Block"]}}},
     "compile.deepcompile": {"compile": {"deepcompile": True}},
     "hybrid_engine.enabled": {"hybrid_engine": {"enabled": True}},
     "expert_parallel.enabled": {"expert_parallel": {"enabled": True}},

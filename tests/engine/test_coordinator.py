@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsplan.engine.coordinator import Change, Coordinator, Mark, persistent_parameters
-from dsplan.engine.gathering import GatherStep, _marks, gather_steps, marks_and_saving, rows_of
+from dsplan.engine.gathering import GatherStep, _marks, gather_steps, marks_and_saving
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
 from dsplan.partition import parameter_sizes
@@ -286,31 +286,3 @@ def test_autograd_keeps_nothing_after_the_backward(
         assert made.detached == {}
     made.partition_all()
     assert made.level == 0
-
-
-@given(
-    small_shapes(),
-    st.sampled_from([1, 2, 7]),
-    st.sampled_from([1, 2, 5]),
-    st.sampled_from(["none", "torch", "deepspeed"]),
-    st.booleans(),
-    st.sampled_from([0, 500, 10**9]),
-)
-@settings(max_examples=30, deadline=None)
-def test_alike_blocks_are_taken_once_in_the_first_pass(
-    model: ModelShape, num_layers: int, world_size: int, checkpointing: str, saves: bool, live: int
-) -> None:
-    model = replace(model, num_layers=num_layers)
-    workload = Workload(sequence_length=1, activation_checkpointing=checkpointing)
-    marks, saving = marks_and_saving(model, workload, EXACT, saves_weights=saves)
-    zero = replace(NOTHING, stage3_prefetch_bucket_size=700, stage3_max_live_parameters=live)
-    one, other = (Coordinator(model, zero, world_size, E, EXACT) for _ in range(2))
-    rows = rows_of(model, workload, EXACT)
-    assert [count for _, _, count in rows] == [num_layers] * 2
-    for _ in range(3):
-        assert one.run(marks, saving, rows) == other.run(marks, saving)
-        assert one.forgotten == other.forgotten
-        assert one.leftovers() == other.leftovers()
-        assert one.partition_all() == other.partition_all()
-        assert one.gather_persistent() == other.gather_persistent()
-        assert one.state() == other.state()

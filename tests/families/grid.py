@@ -42,8 +42,10 @@ MODELS = {
     "GPT-NeoX": "pythia-1.4b",
     "StableLM": "stablelm-2-1.6b",
     "OPT": "opt-1.3b",
+    "OPT 350M": "opt-350m",
     "BLOOM": "bloom-1b1",
     "Falcon": "falcon-40b",
+    "Falcon 7B": "falcon-7b",
 }
 #: What else differs from the catalogue's: layers that are alike, and experts that fit on the card.
 KEYS: dict[str, dict[str, Any]] = {
@@ -152,6 +154,20 @@ FURTHER = [
     Setting(family="DeepSeek V3", stage=1, sequence_length=512),
     *(Setting(family=family, stage=3, checkpointing="deepspeed") for family in ("Qwen 2 MoE", "DeepSeek V2")),
     *(Setting(family=family, stage=0, attention="eager", sequence_length=512) for family in ("Mixtral", "Qwen 2 MoE")),
+    *(
+        Setting(family=family, stage=stage, attention="eager", checkpointing=checkpointing, micro_batch_size=samples)
+        for family in ("GPT-2", "GPT-NeoX", "StableLM", "OPT", "OPT 350M", "DeepSeek V2", "DeepSeek V3", "Falcon 7B")
+        for stage, checkpointing, samples in ((0, "none", 2), (2, "torch", 2), (3, "none", 1))
+    ),
+    Setting(family="Falcon", stage=1, attention="eager", checkpointing="torch"),
+    Setting(family="Phi-3", stage=1, attention="eager"),
+    *(Setting(family=family, stage=1, attention="eager", precision="fp16") for family in ("GPT-2", "GPT-NeoX", "OPT")),
+    # Fewer heads of keys than kernels take: elementary operators.
+    Setting(family="Falcon 7B", stage=1, precision="fp16", checkpointing="deepspeed"),
+    *(
+        Setting(family=family, stage=1, precision="fp32", checkpointing=checkpointing)
+        for family, checkpointing in (("Llama 3", "none"), ("Qwen 3", "torch"), ("Gemma", "none"))
+    ),
 ]
 #: Layers that differ, adapters and frozen layers.
 VARIED = [
@@ -181,4 +197,6 @@ IN_CI = [
     Setting(family="GPT-2", stage=3, sequence_length=500),
     Setting(family="Mixtral", stage=3, sequence_length=500),
     Setting(family="Llama 3", stage=2, sequence_length=500, variant="adapters everywhere"),
+    Setting(family="OPT 350M", stage=3, sequence_length=500, attention="eager"),
+    Setting(family="Falcon 7B", stage=2, sequence_length=300),
 ]

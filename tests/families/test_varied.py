@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from dsplan import api
 from dsplan.activations import block_programs, layers_vary
 from dsplan.catalogue import accelerator
 from dsplan.engine import Run
 from dsplan.engine.leaves import leaf_of, leaf_parameters, owner_of
 from dsplan.engine.trained import trained_part
 from dsplan.engine.varied import Varied
-from dsplan.errors import InputError
 from dsplan.kernels import kernels_of
 from dsplan.ledger import Ledger
 from dsplan.model import ModelShape
@@ -101,14 +99,10 @@ def test_what_the_engine_knows_is_what_is_trained() -> None:
     assert 2 * frozen < after < 2 * frozen + 20 * model.num_trained_parameters + 200 * 2**20
 
 
-def test_stage_3_of_what_is_not_trained_is_left_to_the_dry_run() -> None:
+def test_what_is_not_trained_is_planned_at_stage_3_too() -> None:
     model = shape("llama", dsplan={"lora_rank": 4}, num_hidden_layers=3)
-    with pytest.raises(InputError, match="not trained at stage 3; a dry run does"):
-        Walk(run_of(model, 3))
-    assert all(
-        row.plan.zero.stage < 3
-        for row in api.estimate(model, api.cluster("h100"), api.workload(sequence_length=64)).plans
-    )
+    frozen = model.num_parameters - model.num_trained_parameters
+    assert frozen < steps_of(Walk(run_of(model, 3)))[-1]["step"][0]
 
 
 def test_a_mixture_is_fetched_whole() -> None:

@@ -438,4 +438,18 @@ FOURTH = [
     ),
 ]
 
-SETS = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH}
+
+def _again(named: str, **changes: Any) -> Case:
+    found = next(case for case in (*FIRST, *SECOND, *THIRD, *FOURTH) if case.name == named)
+    return replace(found, **changes)
+
+
+#: Earlier cases whose records could not say why they are off: one whose own steps differ (here over many of them),
+#: and two whose resident memory holds what malloc kept of freed memory (which newer records tell apart).
+FIFTH = [
+    _again("1.7B-z3-offload-param-ckpt-n2", name="1.7B-z3-offload-param-ckpt-150-steps-n2", steps=150),
+    _again("gpt2-large-z2-offload-n2", name="gpt2-large-z2-offload-again-n2"),
+    _again("gpt2-xl-z2-offload-n1", name="gpt2-xl-z2-offload-again-n1"),
+]
+
+SETS = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH, "fifth": FIFTH}

@@ -3,9 +3,10 @@
 Each of the settings of ``ladder_settings.py`` is climbed by micro batch, under its cap on torch's allocator, until
 the largest that lives and the smallest that dies stand next to each other; then their neighbours are tried. A climb is
 one process per rank (``tests.gpu.rung``) that begins just below what is predicted and takes one rung after the other
-until one dies; many run on one GPU at once: the caps of all that run there stay below what the GPU has. Every second
-setting (``unseen``) goes to OUTPUT.unseen.json, of which nothing is printed. Results are written as they come; a rung
-that takes too long is ended and counts as failed.
+until one dies; rungs after the first run in address space that was used before, so their segments lie elsewhere than in
+a fresh process (``tests.verdict.card_history``). Many climbs run on one GPU at once: the caps of all there stay
+below what the GPU has. Every second setting (``unseen``) goes to OUTPUT.unseen.json, of which nothing is printed.
+Results are written as they come; a rung that takes too long is ended and counts as failed.
 """
 
 from __future__ import annotations

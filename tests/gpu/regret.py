@@ -1,4 +1,4 @@
-"""Time every stage over a ladder of micro batches: ``python -m tests.gpu.regret OUTPUT.json [--seconds S]``.
+"""Time every stage over a ladder of micro batches: ``python -m tests.gpu.regret OUTPUT.json [--set NAME]``.
 
 Settings of one rank run side by side, one to a GPU; those of several ranks after them. Every second setting goes to
 OUTPUT.unseen.json, which nobody looks at while the model of step time is made. A process that hangs or dies is
@@ -22,7 +22,7 @@ from runner.launch import free_port
 from runner.orphan import PARENT_PID
 from runner.spec import RunSpec
 from tests.gpu.regret_jobs import Job, jobs
-from tests.gpu.regret_settings import SETTINGS, TINY
+from tests.gpu.regret_settings import SETS, TINY
 
 STALL_S, COMPILING_S = 75.0, 300.0
 
@@ -143,9 +143,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--set", default="first", choices=list(SETS))
     arguments = parser.parse_args()
     begun = time.monotonic()
-    settings = TINY if arguments.tiny else SETTINGS
+    settings = TINY if arguments.tiny else SETS[arguments.set]
     folder = Path(tempfile.mkdtemp(prefix="regret-"))
     single = [setting for setting in settings if setting.ranks == 1]
     several = [setting for setting in settings if setting.ranks > 1]
@@ -158,7 +159,7 @@ def main() -> None:
             document = [row for row in kept if row["setting"] in names]
             path.write_text(json.dumps(document, indent=0) + "\n")
 
-    until = begun + 0.42 * arguments.seconds
+    until = begun + (0.42 if several else 1.0) * arguments.seconds
     lanes = [Lane(jobs(single[index::2]), [index], 1, arguments.device, until, folder) for index in range(2)]
     later = jobs(several)  # while the first measure
     done: list[Lane] = []

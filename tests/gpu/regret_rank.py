@@ -21,10 +21,11 @@ from runner.device import Device, open_device
 from runner.orphan import exit_with_parent
 from runner.spec import RunSpec
 from runner.timed_engine import TimedEngine
-from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETTINGS, TINY
+from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETS, TINY, Setting
 
-BY_NAME = {setting.name: setting for setting in (*SETTINGS, *TINY)}
-MOST_SIZES = 4  # of a job
+BY_NAME = {
+    setting.name: setting for setting in (*(setting for settings in SETS.values() for setting in settings), *TINY)
+}
 KEPT = ("setting", "strategy", "of", "zero", "profile", "predicted_s")
 MOST_LEFT = 24 * 2**30  # by engines that were closed; then a new process goes on
 LONG_S = 0.4  # a step that is expected to take longer is timed fewer times
@@ -62,7 +63,7 @@ class Rank:
         for size, peak in predicted.items():
             if size not in sizes:
                 self.say(**common, micro_batch_size=size, status="beyond", predicted_bytes=peak)
-        sizes = thinned(sizes)
+        sizes = thinned(sizes, setting.most_sizes)
         if not sizes:
             self.say(**common, status="done", left_bytes=0, whole_s=0.0)
             return
@@ -85,37 +86,16 @@ class Rank:
                 if self.agree(time.monotonic() > self.deadline):
                     self.say(**common, micro_batch_size=size, status="out of time")
                     break
-                if self.cuda:
+                if self.cuda and size != sizes[0]:  # the first finds what a run finds, and leaves the next nothing
                     torch.cuda.empty_cache()
-                    self.device.reset_peak()
-                gc.collect()  # of what went before, not of the steps that are timed
-                expected = 6 * model.num_parameters * size * setting.sequence_length / 3e14
-                times = engine.time(
-                    size,
-                    setting.sequence_length,
-                    warmup=3 if size == sizes[0] else 1,
-                    steps=2 if expected > LONG_S else 4,
-                )
-                found = self.device.peak() if self.cuda else None
-                self.say(
-                    **common,
-                    micro_batch_size=size,
-                    status="ok",
-                    predicted_bytes=predicted[size],
-                    peak_allocated_bytes=found.allocated_bytes - before if found else None,
-                    peak_reserved_bytes=found.reserved_bytes if found else None,
-                    left_before_bytes=before,
-                    seconds=times.seconds,
-                    forward_s=times.forward_s,
-                    backward_s=times.backward_s,
-                    step_s=times.step_s,
-                    built_s=built,
-                )
+                row = self.timed(engine, setting, size, warmup=3 if size == sizes[0] else 1, before=before)
+                self.say(**common, **row, predicted_bytes=predicted[size], built_s=built)
         except Exception as error:
             if "out of memory" not in str(error):
                 self.say(**common, status="error", message=f"{type(error).__name__}: {str(error)[:400]}")
                 raise
-            self.say(**common, micro_batch_size=size, status="oom", predicted_bytes=predicted[size])
+            text = str(error)[:600]
+            self.say(**common, micro_batch_size=size, status="oom", predicted_bytes=predicted[size], message=text)
             if self.world_size > 1:  # the other rank may wait in a collective: all of them start afresh
                 os._exit(9)
         if engine is not None:
@@ -126,13 +106,34 @@ class Rank:
             self.say(status="unclean")
             raise SystemExit(9)
 
+    def timed(self, engine: TimedEngine, setting: Setting, size: int, *, warmup: int, before: int) -> dict[str, Any]:
+        """Steps of one micro batch; ``before``: bytes that earlier engines have left."""
+        if self.cuda:
+            self.device.reset_peak()
+        gc.collect()  # of what went before, not of the steps that are timed
+        expected = 6 * setting.model_shape().num_parameters * size * setting.sequence_length / 3e14
+        steps = 2 if expected > LONG_S else 4
+        times = engine.time(size, setting.sequence_length, warmup=warmup, steps=steps)
+        found = self.device.peak() if self.cuda else None
+        return {
+            "micro_batch_size": size,
+            "status": "ok",
+            "peak_allocated_bytes": found.allocated_bytes - before if found else None,
+            "peak_reserved_bytes": found.reserved_bytes if found else None,
+            "left_before_bytes": before,
+            "seconds": times.seconds,
+            "forward_s": times.forward_s,
+            "backward_s": times.backward_s,
+            "step_s": times.step_s,
+        }
+
     def allocated(self) -> int:
         return self.device.memory().allocated_bytes if self.cuda else 0
 
 
-def thinned(sizes: list[int]) -> list[int]:
-    """At most :data:`MOST_SIZES`: the smallest, and the largest, among which the fastest are."""
-    return sizes if len(sizes) <= MOST_SIZES else [sizes[0], *sizes[1 - MOST_SIZES :]]
+def thinned(sizes: list[int], most: int) -> list[int]:
+    """At most ``most``, two or more: the smallest, and the largest, among which the fastest are."""
+    return sizes if len(sizes) <= most else [sizes[0], *sizes[1 - most :]]
 
 
 def main() -> None:

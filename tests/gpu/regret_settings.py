@@ -39,6 +39,7 @@ class Setting:
     strategies: tuple[str, ...] = RESIDENT
     precision: str = "bf16"
     searched: tuple[int, ...] = ()  # micro batches that are searched; empty: all
+    most_sizes: int = 4  # micro batches that are measured of a strategy
 
     @property
     def cap_bytes(self) -> int:
@@ -87,6 +88,23 @@ SETTINGS = (
     Setting(name="6.7B-sdpa-n2-80", model="gpt2-xl", ranks=2, cap_gib=80, shape={**SDPA, **_6_7B}),
     Setting(name="xl-n2-40", model="gpt2-xl", ranks=2, cap_gib=40),
 )
+#: Two ranks and all strategies, measured after the model of step time had seen the others.
+SECOND = (
+    Setting(name="medium-n2-16", model="gpt2-medium", ranks=2, cap_gib=16, most_sizes=3),
+    Setting(name="large-sdpa-n2-24", model="gpt2-large", ranks=2, cap_gib=24, shape=SDPA, most_sizes=3),
+    Setting(name="xl-sdpa-n2-40", model="gpt2-xl", ranks=2, cap_gib=40, shape=SDPA, most_sizes=2),
+    Setting(name="1.7B-n2-80", model="1.7B", ranks=2, cap_gib=80, most_sizes=3, **_SHORT),
+)
+_2_7B = {"num_layers": 32, "hidden_size": 2560, "num_attention_heads": 32}  # the same table
+#: One rank again, once a setting began as a run does, without its cache emptied; the last is one of the first set's.
+THIRD = (
+    Setting(name="xl-n1-40", model="gpt2-xl", ranks=1, cap_gib=40, most_sizes=2),
+    Setting(name="medium-sdpa-n1-16", model="gpt2-medium", ranks=1, cap_gib=16, shape=SDPA, most_sizes=3),
+    Setting(name="large-n1-24", model="gpt2-large", ranks=1, cap_gib=24, most_sizes=3),
+    Setting(name="2.7B-sdpa-n1-80", model="gpt2-xl", ranks=1, cap_gib=80, shape={**SDPA, **_2_7B}, most_sizes=2),
+    replace(SETTINGS[2], most_sizes=3),
+)
+SETS = {"first": SETTINGS, "second": SECOND, "third": THIRD}
 _TINY = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 64, "max_position_embeddings": 32}
 #: To try the machinery on a CPU.
 TINY = tuple(

@@ -1,6 +1,6 @@
 """Four and eight ranks on two cards: ``python -m tests.gpu.sweep shared-4 OUTPUT.json --gpus 2`` (``--share-devices``).
 
-The first two cases of four ranks are those of which there are records from four cards: what a rank allocates must be
+The first three cases of four ranks are those of which there are records from four cards: what a rank allocates must be
 the same to the byte. The models of eight ranks are those of the published benchmark.
 """
 
@@ -23,6 +23,7 @@ _FOUR: dict[str, Any] = {"gpus": 4, "devices": 2, "tune": True}
 SHARED_4 = [
     _again("gpt2-z0-bf16-n4"),
     _again("1.7B-z3-default-n4"),
+    _again("gpt2-xl-z2-offload-n4"),
     HfCase(
         name="llama-1b-z3-s2048-n4-on2",
         model="llama-3.2-1b",

@@ -2,7 +2,7 @@
 
 Two numbers of the dry run are held against: what its tensors take, every request rounded up to 512 bytes, which
 tests what the formula knows of DeepSpeed and torch; and what torch's allocator counts as allocated, of which the
-formula has a rule for the large tensors only (``Kernels.rounded``).
+formula has a rule for large tensors (``Kernels.rounded``), and for small models a replay (``dsplan.verdict.counted``).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Difference:
     """A configuration: its phases, the peak over all steps, and host memory, in bytes.
 
     ``predicted_allocated`` and ``found_allocated`` are the peak as the allocator counts it; all other device figures
-    are of tensors.
+    are of tensors. Pinned is all that is page-locked: what torch's pinned allocator holds, and what NVMe offload locks.
     """
 
     case: Case
@@ -126,7 +126,7 @@ def difference(case: Case, record: Mapping[str, Any], target: Accelerator = TARG
         predicted_allocated=max(step.peak_bytes for step in counted.steps),
         found_allocated=max(int(peak["bytes"]) for key, peak in found.items() if key[0] != "init"),
         predicted_pinned=walked.pinned_bytes,
-        found_pinned=dry["host"]["pinned_bytes"],
+        found_pinned=dry["host"]["pinned_bytes"] + dry["host"].get("locked_bytes", 0),
         predicted_pageable=walked.pageable_bytes,
         found_pageable=dry["host"]["pageable_bytes"],
         seconds=dry["seconds"],

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsplan.errors import InputError
+from dsplan.kernels import kernels_of
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
-from dsplan.prediction import predict
+from dsplan.walk import walk
 from dsplan.workload import CheckpointOptions, Workload
 from dsplan.zero import OffloadOptimizer, OffloadParam, ZeroConfig
 
@@ -39,7 +40,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
     while made < count:
         try:
             case = _case(draw, f"{seed}-{made}")
-            predict(case.model, case.plan, None, case.world_size)
+            walk(case.model, case.plan, case.world_size, kernels_of(None), rank=0)
         except InputError:
             continue
         made += 1

@@ -11,10 +11,12 @@ import pytest
 from dsplan.units import MIB
 from tests.oracle.grid import cases
 from tests.oracle.kept import Kept, predicted_again, read_kept
-from tests.oracle.report import report
+from tests.oracle.report import HOST_TARGETS, host_errors, report
 
 ROOT = Path(__file__).parents[2]
 COUNT, SEED = 400, 20261121
+#: One remainder of 1 MiB of 189 that the replay does not find: -0.57 %. All its requests are the dry run's.
+REMAINDER = "20261121-356"
 KEPT = ROOT / "tests" / "data" / "oracle.jsonl"
 
 
@@ -54,6 +56,19 @@ def test_every_phase_is_within_what_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["tensors", "allocated"])
-def test_the_median_of_the_peaks_is_within_what_was_asked_for(name: str) -> None:
-    pairs = [each.peak if name == "tensors" else each.allocated for each in again()]
-    assert statistics.median(100 * abs(predicted - found) / found for predicted, found in pairs) <= 0.2
+def test_the_peaks_are_within_what_was_asked_for(name: str) -> None:
+    pairs = {each.name: each.peak if name == "tensors" else each.allocated for each in again()}
+    errors = {key: 100 * (predicted - found) / found for key, (predicted, found) in pairs.items()}
+    assert statistics.median(map(abs, errors.values())) <= 0.2
+    far = {key for key, error in errors.items() if not -0.5 <= error <= 1}
+    assert far <= ({REMAINDER} if name == "allocated" else set()), {key: errors[key] for key in far}
+
+
+@pytest.mark.parametrize("name", ["pinned", "pageable", "together"])
+def test_host_memory_is_within_what_was_asked_for(name: str) -> None:
+    errors = host_errors(again())[name]
+    median, worst, under = HOST_TARGETS
+    assert len(errors) > 100
+    assert statistics.median(map(abs, errors)) <= median
+    assert max(map(abs, errors)) <= worst
+    assert min(errors) >= -under

@@ -41,14 +41,15 @@ def test_devices_that_cannot_be_shared_are_refused(devices: int) -> None:
         RunSpec(model={}, ds_config={}, sequence_length=8, device="cuda", gpus=4, devices=devices)
 
 
-def test_a_rank_allocates_on_a_shared_card_what_it_does_on_its_own() -> None:
-    """Recorded on four H200 and, as four ranks, on two (2026-11-21): allocated and reserved, to the byte."""
-    own = read_measurement(DATA / "measured" / "gpt2-z0-bf16-n4.json")
-    shared = json.loads((DATA / "shared_records.json").read_text(encoding="utf-8"))["gpt2-z0-bf16-n4-on2"]
+@pytest.mark.parametrize("name", ["gpt2-z0-bf16-n4", "gpt2-xl-z2-offload-n4"])
+def test_a_rank_allocates_on_a_shared_card_what_it_does_on_its_own(name: str) -> None:
+    """Recorded on four H200 and, as four ranks, on two (2026-11-21 and 22): allocated and reserved, to the byte."""
+    own = read_measurement(DATA / "measured" / f"{name}.json")
+    shared = json.loads((DATA / "shared_records.json").read_text(encoding="utf-8"))[f"{name}-on2"]
     for mine, theirs in zip(own.ranks, shared["ranks"], strict=True):
         for step, other in zip(mine.steps, theirs["steps"], strict=True):
-            for name, phase in step.phases.items():
-                found = other["phases"][name]
+            for label, phase in step.phases.items():
+                found = other["phases"][label]
                 assert found["peak_bytes"] == phase.peak_bytes
                 assert found["level_bytes"] == phase.level_bytes
                 assert found["peak_reserved_bytes"] == phase.peak_reserved_bytes

@@ -10,9 +10,10 @@ import pytest
 
 from dsplan.catalogue import accelerator
 from dsplan.search.memory import weigh
+from dsplan.search.search import search
 from dsplan.timing.rates import machine
 from tests.gpu.regret_jobs import capped, jobs
-from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETTINGS, TINY, Setting
+from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETS, SETTINGS, TINY, Setting
 from tests.regret import DOCUMENT, SEEN, UNSEEN, judged, outcome, predicted, report, table, written
 from tests.timing.profiles import profile
 
@@ -121,16 +122,14 @@ def test_what_is_recommended_is_measured_first_and_settings_take_turns() -> None
         assert set(setting.strategies) <= set(measured)
 
 
-@pytest.mark.skipif(not SEEN.exists(), reason="not measured yet")
 def test_the_document_says_what_was_measured() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     assert written(text, "regret", report()) == text, "python -m tests.regret --write"
 
 
-@pytest.mark.skipif(not SEEN.exists(), reason="not measured yet")
 def test_what_was_recommended_ran_and_was_hardly_slower_than_the_best() -> None:
-    found = [one for path in (SEEN, UNSEEN) if path.exists() for one in judged(path)]
-    assert len(found) >= 6
+    found = [*judged(SEEN), *judged(UNSEEN)]
+    assert len(found) >= 12
     assert all(one.reached is not None for one in found)
     shares = [one.reached or 0.0 for one in found if one.num_strategies > 1]
     assert statistics.median(shares) >= 0.95
@@ -139,8 +138,18 @@ def test_what_was_recommended_ran_and_was_hardly_slower_than_the_best() -> None:
     assert all(one.correlation >= 0.9 for one in found)
 
 
-@pytest.mark.skipif(not SEEN.exists(), reason="not measured yet")
-@pytest.mark.xfail(strict=True, reason="gpt2-xl on 40 GiB reaches 89.2 %: the bound leaves it stage 3 only")
+def test_where_the_bound_cost_a_tenth_the_replay_is_asked_now() -> None:
+    setting = replace(SETS["first"][2], strategies=("zero1-ckpt", "zero3-ckpt"))
+    model, cluster = setting.model_shape(), capped(setting)
+    winner = search(model, list(setting.plans()), cluster, sizes=(20, 24), vary=False, what_if=False).winner
+    assert winner is not None
+    assert (winner.plan.name, winner.plan.workload.micro_batch_size) == ("zero1-ckpt", 24)
+    assert not weigh(model, winner.plan, cluster).fits
+
+
+@pytest.mark.xfail(
+    strict=True, reason="gpt2-xl on 40 GiB reached 89.2 % by the bound alone; what the replay allows was not timed yet"
+)
 def test_what_was_recommended_is_nowhere_a_tenth_slower_than_the_best() -> None:
-    found = [one for path in (SEEN, UNSEEN) for one in judged(path)]
+    found = [*judged(SEEN), *judged(UNSEEN)]
     assert min(one.reached or 0.0 for one in found if one.num_strategies > 1) >= 0.9

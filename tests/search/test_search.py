@@ -145,6 +145,29 @@ def test_closely_what_only_the_bound_refuses_is_taken_when_it_lives(monkeypatch:
     assert result.winner.tokens_per_s > plain.winner.tokens_per_s
 
 
+@pytest.mark.parametrize(("worth", "asks"), [(1.0001, True), (100.0, False)])
+def test_a_replay_is_asked_where_the_bound_may_cost_much(
+    worth: float, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def lives(model: ModelShape, plans: list[Plan], *_: object, **__: object) -> SimpleNamespace:
+        asked.append(plans[0].workload.micro_batch_size)
+        return SimpleNamespace(plans=[SimpleNamespace(verdict="fits")])
+
+    monkeypatch.setattr("dsplan.search.search._WORTH_A_REPLAY", 100.0)
+    plain = searched(cluster(), what_if=False).winner
+    monkeypatch.setattr("dsplan.search.closely.estimate", lives)
+    monkeypatch.setattr("dsplan.search.search._WORTH_A_REPLAY", worth)
+    winner = searched(cluster(), what_if=False).winner
+    assert winner is not None
+    assert plain is not None
+    assert bool(asked) == asks == (winner.tokens_per_s > plain.tokens_per_s)
+    for objective in ("headroom", "cost"):
+        searched(cluster(), objective=objective, what_if=False)
+    assert len(asked) <= 2 * asks  # the least memory is nobody's question to a replay
+
+
 def test_room_that_has_to_stay_free_stays_free() -> None:
     result = searched(cluster(), headroom_bytes=4 * 2**30, what_if=False)
     assert result.winner is not None

@@ -46,6 +46,43 @@ def test_rows_of_kernels_are_valid_in_a_profile(bench: object) -> None:
     assert measured == set(profiles.OPERATORS)
 
 
+def test_a_kernel_is_timed_by_the_devices_clock_behind_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretended device: its clock goes on by the cycles that it waits and by 3 ms a call."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from runner.calibrate_kernels import _CYCLES_PER_S, Bench
+
+    clock = [0.0]
+    waits: list[float] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = clock[0]
+
+        def elapsed_time(self, other: Event) -> float:
+            return 1e3 * (other.at - self.at)
+
+    def sleep(cycles: int) -> None:
+        waits.append(cycles / _CYCLES_PER_S)
+        clock[0] += waits[-1]
+
+    def call() -> None:
+        clock[0] += 3e-3
+
+    device = SimpleNamespace(torch_device=lambda: torch.device("cuda"), synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", sleep)
+    bench = Bench(device=device, largest=1, deadline=0.0)  # type: ignore[arg-type]
+    assert bench.device_seconds(call) == pytest.approx(3e-3)
+    assert len(waits) == 5
+    assert all(1e-4 <= wait <= 1e-2 for wait in waits)
+
+
 def test_a_drive_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     from runner.calibrate_links import drive
 

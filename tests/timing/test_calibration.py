@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dsplan import child_process
 from dsplan.errors import InputError, MissingExtraError, RunError
 from dsplan.timing import calibration
 from tests.timing.profiles import document
@@ -15,8 +16,7 @@ from tests.timing.profiles import document
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     monkeypatch.setattr(calibration, "_command", lambda: [sys.executable, "-c", code])
-    monkeypatch.setattr(calibration.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(calibration, "pythonpath", lambda *_: "")
+    monkeypatch.setattr(calibration, "require_run_extra", lambda _: None)
 
 
 def test_the_profile_is_read_back_and_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +53,6 @@ def test_how_it_failed_is_told(
 
 
 def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(child_process.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"needs torch, deepspeed, psutil.*dsplan\[run\]"):
         calibration.run_calibration(tmp_path / "p.json", device="cpu", gpus=1)

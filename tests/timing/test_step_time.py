@@ -59,7 +59,9 @@ def test_products_of_a_block_are_its_operations_by_the_rate(made_up: Machine) ->
 def test_checkpointing_adds_one_forward_pass_of_the_blocks(made_up: Machine) -> None:
     plain, recomputed = time_of("zero0", made_up), time_of("zero0-ckpt", made_up)
     block = kernels(made_up.profile, MODEL, Workload(micro_batch_size=8), own_linear=False).block
-    assert recomputed.seconds - plain.seconds == pytest.approx(MODEL.num_layers * block.forward, rel=0.02)
+    again = sum(block.recomputed("torch"))  # all but the residual
+    assert 0.95 * block.forward < again < block.forward
+    assert recomputed.seconds - plain.seconds == pytest.approx(MODEL.num_layers * again, rel=0.01)
     assert recomputed.forward_s == pytest.approx(plain.forward_s)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from dsplan.records import mistakes
 from runner.environment import child_environment
 from runner.spec import RunSpec
+from tests.timing import profiles
 
 pytestmark = pytest.mark.engine
 
@@ -43,7 +45,13 @@ for name in ("zero2", "zero3-ckpt"):
     gc.collect()
     left = sum(t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter))
     found.append([name, limited, [[t.seconds, t.forward_s, t.backward_s, t.step_s] for t in times], left])
-print(json.dumps(found))
+import time
+from runner import calibrate_engine
+from runner.calibrate_kernels import Bench
+calibrate_engine.DEPTHS = (1, 2)
+calibrate_engine._cases = lambda alone: [("zero0", "sdpa", "gelu"), ("zero3-ckpt", "eager", "gelu")]
+bench = Bench(device=device, largest=2**16, deadline=time.monotonic() + 100, small=True)
+print(json.dumps([found, list(calibrate_engine.engine_steps(bench, 1))]))
 """
 
 
@@ -51,14 +59,21 @@ def test_engines_follow_each_other_and_leave_nothing(tmp_path: Path) -> None:
     spec = RunSpec(model={}, ds_config={}, sequence_length=8)
     environment = child_environment(spec, os.environ)
     environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    environment["OMP_NUM_THREADS"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found, rows = json.loads(done.stdout.splitlines()[-1])
     assert [(name, limited) for name, limited, *_ in found] == [("zero2", ["zero2"]), ("zero3-ckpt", ["zero3-ckpt"])]
     for name, _, times, left in found:
         assert all(seconds > 0 for row in times for seconds in row), name
         assert left < 2**18, name  # the model alone is 2**20
+    # Calibration's engines live side by side and take turns.
+    made = [(row["strategy"], row["checkpointing"], row["attention"], row["num_layers"]) for row in rows]
+    assert made == [
+        (*case, depth) for case in (("zero0", "none", "sdpa"), ("zero3", "torch", "eager")) for depth in (1, 2)
+    ]
+    assert mistakes("profile", {**profiles.document(), "engine": rows}) == []

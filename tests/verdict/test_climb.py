@@ -42,13 +42,13 @@ def _climb(
     child.write_text(CHILD)
     monkeypatch.setattr(ladders, "CLIMBER", (str(child), str(edge), behaviour))
     monkeypatch.setattr(ladders, "GRACE_S", 0.2)
-    monkeypatch.setattr(ladders, "RUNG_TIMEOUT_S", 0.7)
-    monkeypatch.setattr(ladders, "START_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(ladders, "RUNG_TIMEOUT_S", 0.7 if behaviour == "hang" else 20.0)
+    monkeypatch.setattr(ladders, "START_TIMEOUT_S", 20.0)
     monkeypatch.setattr(ladders, "LAST_START_S", 0.0)
     setting = next(setting for setting in SECOND if setting.case.gpus == ranks)
     ladder = Ladder(setting=setting, secret=False, called_fits=first, first=first, host_bytes=0)
     arguments = argparse.Namespace(
-        device="cuda", output=folder / "out.json", parallel=4, gpus=2, gpu_memory=125, host_memory=200, seconds=20.0
+        device="cuda", output=folder / "out.json", parallel=4, gpus=2, gpu_memory=125, host_memory=200, seconds=60.0
     )
     Climbs(arguments, [ladder], time.monotonic()).run()
     return ladder

@@ -199,3 +199,16 @@ def test_a_plan_names_the_same_folders_in_its_files(tmp_path: Path) -> None:
     written = [folder for plan in plans for folder, _ in swapped(MODEL, plan, 1).files]
     assert written
     assert set(written) == set(folders)
+
+
+@pytest.mark.parametrize(("value", "threshold"), [("1048576", MIB), ("", None), ("1M", None)])
+def test_the_environment_that_gives_it_back_is_heard(
+    value: str, threshold: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(detect.MMAP_THRESHOLD, value)
+    limits = detect.host_limits()
+    assert limits.mmap_threshold_bytes == threshold
+    cluster = Cluster(accelerator=accelerator("h200"), gpus_per_node=2, limits=limits)
+    plan = LARGE_PLANS["zero2-offload"]
+    host = host_estimate(LARGE, plan, cluster, walk(LARGE, plan, 2, KERNELS), KERNELS)
+    assert (host.kept_bytes < 16 * MIB) == (threshold is not None)

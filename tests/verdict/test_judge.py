@@ -9,8 +9,8 @@ import pytest
 from dsplan.allocator import AllocatorSettings
 from dsplan.units import GIB, MIB
 from dsplan.verdict.bound import margin, reserved_bound
-from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, Candidates, lives, press
-from dsplan.verdict.operations import Trace
+from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, Candidates, firmly, fits_firmly, lives, press
+from dsplan.verdict.operations import RELEASE, Moment, Trace
 from tests.verdict.plans import traced
 
 
@@ -80,3 +80,82 @@ def test_the_worst_rank_decides() -> None:
     found = candidates("zero1")
     alone = [Candidates((rank,), lambda rank, _: traced("zero1", rank=rank), AllocatorSettings()) for rank in (0, 1)]
     assert found.least_bytes(closely=True) == max(one.least_bytes(closely=True) for one in alone)
+
+
+def two_orders(_rank: int = 0, _skipped: int = 0) -> Trace:
+    """A request of 20 MiB finds two blocks of 60: beside a live one of its segment, or all that its segment has."""
+    operations = [
+        (80 * MIB, 0),
+        (60 * MIB, 0),
+        (RELEASE, 0),
+        (20 * MIB, 0),
+        (RELEASE, 1),
+        (20 * MIB, 0),
+        (100 * MIB, 0),
+    ]
+    moment = Moment(0, "first step", "backward", "backward of block 0")
+    return Trace(operations, [None] * len(operations), [moment])
+
+
+def test_where_the_order_of_addresses_decides_it_is_tight() -> None:
+    found = Candidates((0,), two_orders, AllocatorSettings())
+    peak = found.allocated_bytes
+    assert peak == 140 * MIB
+    assert [found.death(239 * MIB, rising=rising) is None for rising in (False, True)] == [False, True]
+    for offered, verdict, by_order in (
+        (179 * MIB, DOES_NOT_FIT, False),
+        (180 * MIB, TIGHT, True),
+        (239 * MIB, TIGHT, True),
+        (240 * MIB, TIGHT, False),
+        (240 * MIB + found.margin(240 * MIB), FITS, False),
+    ):
+        pressed = press(found, 141 * MIB, offered, closely=True)
+        assert (pressed.verdict, pressed.by_order) == (verdict, by_order), offered
+        assert bool(pressed.doubt) == by_order
+        assert pressed.least_bytes is not None
+        assert 240 * MIB <= pressed.least_bytes <= 240 * MIB + 32 * MIB
+    tight = press(found, 141 * MIB, 200 * MIB, closely=False)
+    assert "in backward of the first step, backward of block 0" in tight.doubt
+    one_order = Candidates((0,), two_orders, AllocatorSettings(expandable_segments=True))
+    assert one_order.orders == (False,)
+
+
+def test_what_never_gave_back_its_cache_is_not_replayed_with_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = candidates()
+    enough = found.reserved_bytes
+    for rising in found.orders:
+        found.idle(rising=rising)
+    monkeypatch.setattr("dsplan.verdict.pressure.replay", None)
+    assert found.deaths(2 * enough) == (None, None)
+
+
+def test_what_fits_has_its_margin_left_and_what_is_tight_has_none_missing() -> None:
+    """Also where the least was looked for only coarsely."""
+    found = candidates()
+    least = found.least_bytes(closely=True)
+    for spare in (0, found.margin(least) // 2, found.margin(least) + MIB, 2 * found.margin(least)):
+        pressed = press(found, found.allocated_bytes, least + spare, closely=False)
+        assert pressed.need_bytes is not None
+        left = pressed.offered_bytes - pressed.need_bytes
+        assert left >= (pressed.margin_bytes if pressed.verdict == FITS else 0), pressed
+
+
+def test_the_quick_question_has_the_same_answer() -> None:
+    """Also where a smaller micro batch dies: half of what it needs is asked of each here."""
+    found, larger = candidates(), candidates("zero1")
+    asked = []
+
+    def of(size: int) -> tuple[Candidates, int]:
+        asked.append(size)
+        return (larger, larger.allocated_bytes) if size == 6 else (found, found.allocated_bytes)
+
+    assert larger.allocated_bytes > found.allocated_bytes * 1.1
+    for offered in (found.allocated_bytes, found.reserved_bytes + 100 * MIB, larger.reserved_bytes + 100 * MIB):
+        for size in (7, 9):
+            pressed = firmly(
+                press(found, found.allocated_bytes, offered, closely=False), found.allocated_bytes, size, of
+            )
+            assert fits_firmly(found, found.allocated_bytes, offered, size, of) == (pressed.verdict == FITS)
+            if pressed.smaller_that_dies is not None:
+                assert pressed.smaller_that_dies == 6
+    assert 6 in asked

@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from statistics import median
 
-from dsplan.catalogue import accelerator
-from dsplan.verdict.bound import reserved_bound
-from dsplan.verdict.candidates import candidates
-from tests.gpu.cases import SETS
+from tests.verdict.reserved import DECODERS, DOCUMENT, MARKER, MINGPT, SHARED, Held, held, recorded, summary
 
-MEASURED = Path(__file__).parents[1] / "data" / "measured"
-CASES = {case.name: case for cases in SETS.values() for case in cases}
-#: Those of a tenth of a second each; ``python -m tests.verdict.test_reserved`` takes them all.
-QUICK = ("gpt2-z", "odd", "heads", "width")
+#: Those of a tenth of a second each; ``python -m tests.verdict.reserved`` takes them all.
+QUICK = ("gpt2-z", "odd", "heads", "width", "453M", "qwen2.5", "phi")
 
 
-def _above(name: str) -> float:
-    """By which share of the measured reserved memory the bound is above it."""
-    ranks = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))["ranks"]
-    phases = [rank["init"] for rank in ranks]
-    phases += [phase for rank in ranks for step in rank["steps"] for phase in step["phases"].values()]
-    measured = max(phase["peak_reserved_bytes"] or 0 for phase in phases)
-    case = CASES[name]
-    found = candidates(case.model_shape(), case.plan(), case.gpus, accelerator("h200"))
-    return reserved_bound(found.reserved_bytes) / measured - 1
-
-
-def _all(*, quick: bool) -> dict[str, float]:
-    names = sorted(path.stem for path in MEASURED.glob("*.json") if path.stem in CASES)
-    return {name: _above(name) for name in names if not quick or name.startswith(QUICK)}
+def _quick() -> list[Held]:
+    return [held(run) for run in recorded((MINGPT, DECODERS, SHARED)) if run.name.startswith(QUICK)]
 
 
 def test_the_bound_is_above_every_record_and_near_it() -> None:
-    above = _all(quick=True)
-    assert len(above) >= 25
-    assert min(above.values()) >= 0, above
-    assert median(above.values()) <= 0.15
+    found = _quick()
+    assert len(found) >= 30
+    assert len({each.recorded.kind for each in found}) == 3
+    assert min(found, key=lambda each: each.bound).bound >= 0
+    assert median(each.bound for each in found) <= 0.15
+    assert abs(median(each.expected for each in found)) < 0.001
 
 
-def main() -> None:
-    above = _all(quick=False)
-    lines = [f"{name:42} {100 * share:+6.2f} %" for name, share in above.items()]
-    lowest, highest, middle = min(above.values()), max(above.values()), median(above.values())
-    lines.append(f"{len(above)} records: {100 * lowest:+.2f} % to {100 * highest:+.2f} %, median {100 * middle:+.2f} %")
-    sys.stdout.write("\n".join(lines) + "\n")
+def test_the_document_has_every_kind_of_run() -> None:
+    runs = list(recorded())
+    text = DOCUMENT.read_text(encoding="utf-8").partition(f"<!-- {MARKER} -->")[2].partition(f"<!-- /{MARKER} -->")[0]
+    assert all(f"| {kind} | " in text for kind in {run.kind for run in runs}), (
+        "python -m tests.verdict.reserved --write"
+    )
+    assert min(run.reserved_bytes for run in runs) > 0
 
 
-if __name__ == "__main__":
-    main()
+def test_the_summary_has_the_lowest_and_the_median() -> None:
+    run = next(iter(recorded((MINGPT,))))
+    rows = [Held(recorded=run, expected=share, bound=share + 0.1) for share in (-0.03, 0.0, 0.01)]
+    lines = summary(rows)
+    assert "| all | 3 | +0.00 %, -3.00 %, +1.00 % | +10.00 %, +7.00 %, +11.00 % |" in lines
+    assert lines[-1] == f"Nearest: {run.name}, whose bound is 7.00 % above what it reserved."

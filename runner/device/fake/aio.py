@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runner.device.fake.tracking import page_locked
+
 _FOLDER = "nvme"
 _OFFLOADS = ("offload_optimizer", "offload_param")
 
@@ -20,14 +22,15 @@ class Handle:
     """``aio_handle``: transfers end when they are waited for."""
 
     #: What is locked, by storage. One list for all handles; the memory is the list's, whatever becomes of its tensors
-    #: (posix_memalign and mlock: exact sizes, outside of torch's pinned pool, so it counts as pageable).
+    #: (posix_memalign and mlock: exact sizes, outside of torch's pinned pool).
     _locked: dict[int, Tensor] = {}  # noqa: RUF012  # shared on purpose
 
     def __init__(self, **_settings: Any) -> None:
         self._under_way: list[Tensor | None] = []
 
     def new_cpu_locked_tensor(self, num_elem: int, example: Tensor) -> Tensor:
-        locked = torch.empty(num_elem, dtype=example.dtype, device="cpu")
+        with page_locked():
+            locked = torch.empty(num_elem, dtype=example.dtype, device="cpu")
         self._locked[locked.untyped_storage()._cdata] = locked
         return locked
 
@@ -55,7 +58,8 @@ class Handle:
 
     def _begin(self, buffer: Tensor) -> int:
         # cpu_op_desc_t: what is not locked goes through a locked copy, which lives until the transfer has ended.
-        copy = None if self.is_pinned(buffer) else torch.empty(buffer.numel(), dtype=buffer.dtype, device="cpu")
+        with page_locked():
+            copy = None if self.is_pinned(buffer) else torch.empty(buffer.numel(), dtype=buffer.dtype, device="cpu")
         self._under_way.append(copy)
         return 0
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dsplan.kernels import EFFICIENT, FLASH, Kernels
 from runner.device.fake import autocast
 from runner.device.fake.backend import NAME
+from runner.device.fake.elementary import additive, elementary_attention
 
 aten = torch.ops.aten
 
@@ -25,8 +26,8 @@ def fused_attention(kernels: Kernels, casts: autocast.Casts) -> Callable[..., Te
 
     Follows aten/src/ATen/native/transformers/attention.cpp, scaled_dot_product_attention. Masks other than the
     causal one are covered by the memory-efficient kernel alone, which torch takes for them (sdp_utils.cpp,
-    use_flash_attention: check_for_attn_mask); grouped queries by flash alone
-    (check_batch_size_and_num_heads_dense): with any other, torch's elementary operators are run.
+    use_flash_attention: check_for_attn_mask); grouped queries by flash alone, and fewer keys than queries that are not
+    said to be grouped by none (check_batch_size_and_num_heads_dense): then torch's elementary operators are run.
     """
 
     def attention(
@@ -39,13 +40,12 @@ def fused_attention(kernels: Kernels, casts: autocast.Casts) -> Callable[..., Te
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        grouped = enable_gqa and query.size(-3) != key.size(-3)
         if not autocast.is_on():
-            return _attention(kernels, query, key, value, attn_mask, dropout_p, is_causal, scale, grouped)
+            return _attention(kernels, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         dtype = torch.get_autocast_dtype(NAME)  # scaled_dot_product_attention is on autocast's lower precision list
         query, key, value = (casts.cast(dtype, tensor) for tensor in (query, key, value))
         with autocast.without():
-            return _attention(kernels, query, key, value, attn_mask, dropout_p, is_causal, scale, grouped)
+            return _attention(kernels, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
     return attention
 
@@ -59,15 +59,13 @@ def _attention(
     dropout_p: float,
     is_causal: bool,
     scale: float | None,
-    grouped: bool,
+    enable_gqa: bool,
 ) -> Tensor:
     kind = kernels.attention_kernel(element_bytes=query.element_size(), dropout=dropout_p)
     if kind == FLASH and (mask is not None or query.size(-1) > _LARGEST_FLASH_HEAD or value.size(-1) != query.size(-1)):
         kind = EFFICIENT
-    if kind == EFFICIENT and grouped:
-        return aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]
-            query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=True
-        )[0]
+    if query.size(-3) != key.size(-3) and not (kind == FLASH and enable_gqa):
+        return elementary_attention(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa)
     if kind == FLASH:
         return _flash(query, key, value, dropout_p, is_causal, scale)
     if kind == EFFICIENT:
@@ -82,14 +80,12 @@ def _attention(
 def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
     """A mask as the memory-efficient kernel takes it (attention.cpp).
 
-    A truth value becomes 0 or minus infinity of the query's type (convert_boolean_attn_mask); rows that are no
-    multiple of 16 elements are padded, and the padding cut off again by a view (pad_bias); then every sample and head
-    sees the same rows (expand).
+    Rows that are no multiple of 16 elements are padded, and the padding cut off again by a view (pad_bias); then every
+    sample and head sees the same rows (expand).
     """
     if mask is None:
         return None
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    mask = additive(mask, query.dtype)
     length = mask.size(-1)
     if length % 16:
         mask = F.pad(mask, (0, 16 - length % 16))[..., :length]

@@ -1,10 +1,16 @@
-"""Collectives that are under way hold their tensors until somebody waits for them."""
+"""Collectives that are under way hold their tensors until somebody waits for them.
+
+Or until the next collective after torch's watchdog, which looks every 100 ms, has seen them done
+(torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp, ``shelvesToUnstash_``). When that is depends on the clock: a run lies
+between the two.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed
@@ -28,15 +34,40 @@ class Work:
         self._work = work
         self._tensors: list[torch.Tensor] | None = tensors
 
-    def wait(self, *arguments: Any, **options: Any) -> Any:
+    def give_back(self) -> None:
         self._tensors = None
+
+    def wait(self, *arguments: Any, **options: Any) -> Any:
+        self.give_back()
         return self._work.wait(*arguments, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._work, name)
 
 
-def holding(collective: Callable[..., Any]) -> Callable[..., Any]:
+class UnderWay:
+    """The collectives that hold tensors.
+
+    Args:
+        early: each gives back what those before it hold, as if the watchdog had always seen them done by then: the
+            least that a run can hold. Otherwise the watchdog never comes before the wait: the most.
+    """
+
+    def __init__(self, *, early: bool) -> None:
+        self._early = early
+        self._works: WeakSet[Work] = WeakSet()
+
+    def hold(self, work: Any, tensors: list[torch.Tensor]) -> Work:
+        """``work``, which holds ``tensors``."""
+        if self._early:
+            for each in self._works:
+                each.give_back()
+        held = Work(work, tensors)
+        self._works.add(held)
+        return held
+
+
+def holding(collective: Callable[..., Any], under_way: UnderWay) -> Callable[..., Any]:
     """``collective``, which with ``async_op`` holds its tensors as NCCL's does."""
 
     @functools.wraps(collective)
@@ -44,7 +75,7 @@ def holding(collective: Callable[..., Any]) -> Callable[..., Any]:
         work = collective(*arguments, **options)
         if work is None or not options.get("async_op"):
             return work
-        return Work(work, [tensor for value in (*arguments, *options.values()) for tensor in _tensors(value)])
+        return under_way.hold(work, [each for value in (*arguments, *options.values()) for each in _tensors(value)])
 
     return wrapped
 

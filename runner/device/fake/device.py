@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # zero.Init patches torch while dynamo would be imported inside it
+import torch.distributed.tensor
+import torch.fx.experimental.symbolic_shapes  # zero.Init patches torch while it would be imported inside it
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dsplan.allocator import CachingAllocator, parse_settings
@@ -18,6 +19,7 @@ from dsplan.overhead import FLASH_PASS_BYTES, PASS_BYTES, device_overhead, proce
 from runner.device.base import DeviceInfo, Memory, PeakWindow
 from runner.device.fake.answers import Answers
 from runner.device.fake.backend import BACKEND, NAME, register
+from runner.device.fake.compiler import postpone
 from runner.device.fake.events import Events
 from runner.device.fake.explanation import Explanation
 from runner.device.fake.group import join
@@ -83,7 +85,7 @@ class FakeDevice:
             self._caching = self._allocator(spec)
             self._memory = RankMemory(self._caching, process, events)
         self._explanation = Explanation(self._memory)
-        self._take_over(spec.rank, spec.gpus)
+        self._take_over(spec.rank, spec.gpus, spec.early_release)
 
     def _allocator(self, spec: RunSpec) -> CachingAllocator:
         usable = self._target.usable_bytes
@@ -93,12 +95,13 @@ class FakeDevice:
             cap_bytes=spec.memory_cap_bytes,
         )
 
-    def _take_over(self, rank: int, world_size: int) -> None:
+    def _take_over(self, rank: int, world_size: int, early_release: bool) -> None:
         kernels = self._kernels
         tracker = Tracker(self._memory, self._device.type, self._answers, Workspaces(kernels))
         join(rank, world_size, sorted({"cpu", self._device.type}))
+        postpone()
         stack = ExitStack()  # never left: the process ends with the run
-        stack.enter_context(patched_torch(tracker, self._device, kernels))
+        stack.enter_context(patched_torch(tracker, self._device, kernels, early_release=early_release))
         import_deepspeed(None if self._target.kind == "cpu" else self._accelerator)
         stack.enter_context(patched_deepspeed())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -117,7 +120,8 @@ class FakeDevice:
         return self._device
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").to(self._device, copy=True)
+        """On the host the batch is its loader's, as on the CPU, where it is not counted either."""
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
 
     def synchronize(self) -> None:
         """Everything is done when it is asked for."""
@@ -193,8 +197,10 @@ class FakeDevice:
                     "num_alloc_retries": 0 if caching is None else caching.num_alloc_retries,
                     "num_segments": 0 if caching is None else len(caching.snapshot()),
                 },
+                "early_release": self._spec.early_release,
                 "answers": self._answers.to_document(),
                 "host": {
+                    "locked_bytes": self._memory.peak_locked_bytes,
                     "pageable_bytes": self._memory.peak_pageable_bytes,
                     "pinned_bytes": self._memory.pinned.peak_allocated_bytes,
                     "process_bytes": self._memory.process_bytes,

@@ -17,7 +17,8 @@ from dsplan.units import format_bytes
 if TYPE_CHECKING:
     from runner.device.fake.events import Events
 
-DEVICE, PINNED, PAGEABLE = "device", "pinned", "pageable"
+#: ``LOCKED`` is page-locked by mlock(2), outside of torch's pinned pool.
+DEVICE, PINNED, LOCKED, PAGEABLE = "device", "pinned", "locked", "pageable"
 
 
 class DeviceAllocator(Protocol):
@@ -132,6 +133,8 @@ class Memory:
         self.process_bytes = process.start_bytes
         self.pageable_bytes = 0
         self.peak_pageable_bytes = 0
+        self.locked_bytes = 0
+        self.peak_locked_bytes = 0
         self.peak_host_bytes = 0
         self.causes: list[Cause] = []
         self._numbers: dict[Cause, int] = {}
@@ -176,6 +179,10 @@ class Memory:
             return Allocation(place, block, number, block.size_bytes, tensor_bytes)
         if place == PINNED:
             block = self.pinned.allocate(size_bytes)
+        elif place == LOCKED:
+            block = None
+            self.locked_bytes += size_bytes
+            self.peak_locked_bytes = max(self.peak_locked_bytes, self.locked_bytes)
         else:
             block = None
             self.pageable_bytes += size_bytes
@@ -208,6 +215,8 @@ class Memory:
             self._log(allocation.cause, -allocation.counted_bytes)
         elif allocation.place == PINNED:
             self.pinned.free(allocation.block)
+        elif allocation.place == LOCKED:
+            self.locked_bytes -= allocation.counted_bytes
         else:
             self.pageable_bytes -= allocation.counted_bytes
         if self.events is not None:
@@ -223,8 +232,9 @@ class Memory:
 
     @property
     def host_bytes(self) -> int:
-        """What is resident: the process itself, pageable bytes and the pinned pool, which keeps what is freed."""
-        return self.process_bytes + self.pageable_bytes + self.pinned.allocated_bytes
+        """What is resident: the process itself, pageable and locked bytes, and the pinned pool, which keeps what is
+        freed."""
+        return self.process_bytes + self.pageable_bytes + self.locked_bytes + self.pinned.allocated_bytes
 
     @property
     def num_events(self) -> int:

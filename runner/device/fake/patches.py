@@ -1,6 +1,7 @@
 """Every place where torch or DeepSpeed is made to take part in a dry run, each with its reason.
 
-Entered once, in the child process of one run; undone on leaving, or with the process.
+Entered once, in the child process of one run; undone on leaving, or with the process. ``compiler`` says how torch's
+compiler is left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._meta_registrations
 from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 from torch.utils._mode_utils import no_dispatch
 
@@ -21,8 +23,11 @@ from runner.device.fake import autocast
 from runner.device.fake import kernels as own_kernels
 from runner.device.fake.answers import Answers
 from runner.device.fake.attention import fused_attention
-from runner.device.fake.collectives import NAMES, holding
+from runner.device.fake.collectives import NAMES, UnderWay, holding
+from runner.device.fake.compiler import compiled
+from runner.device.fake.grouped import grouped_product
 from runner.device.fake.native import NativeOperator
+from runner.device.fake.softmax import half_to_float
 from runner.device.fake.streams import Stream
 from runner.device.fake.tracking import Tracker
 
@@ -57,16 +62,18 @@ class Patch:
 
 
 @contextmanager
-def patched_torch(tracker: Tracker, device: torch.device, kernels: Kernels) -> Iterator[None]:
+def patched_torch(
+    tracker: Tracker, device: torch.device, kernels: Kernels, *, early_release: bool = False
+) -> Iterator[None]:
     """torch's part, for fake tensors on ``device``. To be entered before DeepSpeed is imported: zero.Init puts
     torch's functions back as they were at that time (deepspeed/runtime/zero/partition_parameters.py)."""
     with ExitStack() as stack:
-        patches = [*_of_fake_tensors(tracker, device), _of_the_scaler(tracker.answers)]
+        patches = [_of_the_compiler(), *_of_fake_tensors(tracker, device), _of_the_scaler(tracker.answers)]
         if device.type != "cpu":
             casts = autocast.Casts()
             stack.enter_context(autocast.registered(casts))
             stack.enter_context(own_kernels.registered())
-            patches += [*_of_the_device(kernels, casts), *_of_the_collectives()]
+            patches += [*_of_the_device(kernels, casts), *_of_the_collectives(UnderWay(early=early_release))]
         for patch in patches:
             stack.enter_context(patch.applied())
         foreach = importlib.import_module("torch.optim.optimizer")._foreach_supported_types
@@ -84,12 +91,22 @@ def patched_deepspeed() -> Iterator[None]:
         yield
 
 
-def _of_the_collectives() -> list[Patch]:
+def _of_the_compiler() -> Patch:
+    return Patch(
+        torch,
+        "compile",
+        compiled,
+        "there is nothing to compile for: fake tensors have no data; DeepSpeed compiles as it is imported "
+        "(deepspeed/runtime/zero/muon/original_muon.py), which alone would load the whole of inductor",
+    )
+
+
+def _of_the_collectives(under_way: UnderWay) -> list[Patch]:
     return [
         Patch(
             torch.distributed,
             name,
-            holding(getattr(torch.distributed, name)),
+            holding(getattr(torch.distributed, name), under_way),
             "torch keeps the tensors of an asynchronous collective until its wait (torch/csrc/distributed/c10d/"
             "ProcessGroupNCCL.cpp, stashed_for_allocator_safety_); the fake backend keeps nothing. With offloaded "
             "parameters stage 3 gives collectives copies that nobody else holds (deepspeed/runtime/zero/"
@@ -203,11 +220,25 @@ def _of_the_device(kernels: Kernels, casts: autocast.Casts) -> list[Patch]:
             "indexing.cpp, sequenceToVariable); DeepSpeed touches the pages of a checkpoint buffer so",
         ),
         Patch(
+            torch._meta_registrations,
+            "_meta_grouped_mm_common",
+            grouped_product,
+            "torch's shape function takes bf16 only; CUDA's kernel multiplies other types group by group, into the "
+            "same result (aten/src/ATen/native/cuda/GroupedBlas.cpp, _grouped_mm_cuda; native/GroupedMMUtils.h, "
+            "_grouped_mm_fallback)",
+        ),
+        Patch(
             torch.nn.functional,
             "scaled_dot_product_attention",
             fused_attention(kernels, casts),
             "torch chooses the kernel by the type of the device, and none but math for the pretend one "
             "(aten/src/ATen/native/transformers/attention.cpp, _fused_sdp_choice)",
+        ),
+        Patch(
+            torch.nn.functional,
+            "softmax",
+            half_to_float(torch.nn.functional.softmax),
+            "torch copies fp16 into fp32 first on every device but CUDA (aten/src/ATen/native/SoftMax.cpp, softmax)",
         ),
     ]
 
@@ -239,13 +270,12 @@ def _with_keys_of(device: torch.device) -> Callable[..., Any]:
     def make(
         cls: type,
         data: torch.Tensor,
-        require_grad: bool = False,
-        *,
-        device_for_backend_keys: Any = None,
-        **options: Any,
+        requires_grad: bool = False,
+        **kwargs: Any,  # as torch/_dynamo/polyfills/tensor.py has it, which compares signatures
     ) -> Any:
-        keys = None if device_for_backend_keys is None else device
-        return make_subclass(cls, data, require_grad, device_for_backend_keys=keys, **options)
+        if kwargs.get("device_for_backend_keys") is not None:
+            kwargs["device_for_backend_keys"] = device
+        return make_subclass(cls, data, requires_grad, **kwargs)
 
     return make
 

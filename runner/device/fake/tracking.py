@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from runner.device.fake import lost
 from runner.device.fake.accumulation import ADD, adds_in_place
 from runner.device.fake.answers import Answers
 from runner.device.fake.hidden import Workspaces, transients
-from runner.device.fake.memory import DEVICE, PAGEABLE, PINNED, Allocation, Cause, Memory
+from runner.device.fake.memory import DEVICE, LOCKED, PAGEABLE, PINNED, Allocation, Cause, Memory
 from runner.device.fake.source import caller
 
 aten = torch.ops.aten
@@ -30,6 +32,17 @@ _CASTS = frozenset({aten._to_copy.default, _COPY})
 #: Takes its mask before its output (aten/src/ATen/native/cuda/Dropout.cu, dropout_cuda), and returns them in that order
 #: reversed: which of them gets a cached block depends on it.
 _DROPOUT = aten.native_dropout.default
+_LOCKS: ContextVar[bool] = ContextVar("locks", default=False)
+
+
+@contextmanager
+def page_locked() -> Iterator[None]:
+    """Host tensors that are made here are locked with mlock(2)."""
+    token = _LOCKS.set(True)
+    try:
+        yield
+    finally:
+        _LOCKS.reset(token)
 
 
 class _Reference(weakref.ref):  # type: ignore[type-arg]
@@ -98,7 +111,7 @@ class Tracker(TorchDispatchMode):
             result = func(*args, **kwargs)
         if func is _COPY:
             _copy_number(args[0], args[1])
-        self._see_results(func, args, kwargs, result, PINNED if pinned else PAGEABLE)
+        self._see_results(func, args, kwargs, result, PINNED if pinned else LOCKED if _LOCKS.get() else PAGEABLE)
         return result
 
     def place_of(self, tensor: torch.Tensor) -> str | None:

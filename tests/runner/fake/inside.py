@@ -117,6 +117,55 @@ def importing_deepspeed_late() -> str:
     return ""
 
 
+def postponing() -> dict[str, Any]:
+    """What of torch's compiler is imported by what a dry run does, and whether it is there when it is asked for."""
+    from dataclasses import asdict
+
+    from runner.device.fake.compiler import postpone
+    from runner.spec import RunSpec
+
+    postpone()
+    import torch
+
+    from dsplan.catalogue import accelerator
+    from runner.device.fake.device import FakeDevice
+
+    kept = FakeDevice(
+        RunSpec(model={}, ds_config={}, sequence_length=1, device="fake", rank=0, target=asdict(accelerator("h200")))
+    )
+    from deepspeed.runtime.zero.muon.original_muon import muon_update
+
+    weight = torch.nn.Parameter(torch.zeros(4, 8, device="pretend"))
+    weight.grad = torch.zeros_like(weight)
+    torch.optim.AdamW([weight]).step()
+    compiler = sys.modules["torch._dynamo"]
+    before = {
+        "shape": list(muon_update(weight.grad, torch.zeros_like(weight)).shape),
+        "loaded": [name for name in ("torch._dynamo.convert_frame", "torch._inductor") if name in sys.modules],
+        "is_the_package": torch._dynamo is compiler,
+    }
+    asked = torch._dynamo.is_compiling()  # what the stand-in lacks
+    assert kept.backend == "fake"
+    return {
+        **before,
+        "asked": asked,
+        "loaded_then": [name for name in ("torch._dynamo.convert_frame",) if name in sys.modules],
+        "same_package": torch._dynamo is compiler,
+        "disable": torch._dynamo.disable.__module__,
+    }
+
+
+def importing_inductor() -> list[str]:
+    """What is there once somebody has imported inductor."""
+    from runner.device.fake.compiler import postpone
+
+    postpone()
+    import torch
+    import torch._inductor.compile_fx
+
+    return [torch._dynamo.disable.__module__, torch._inductor.compile_fx.compile_fx.__name__]
+
+
 def making_subclasses() -> list[str]:
     """What torch's own functions, which the dry run calls with arguments that no signature shows, make of them."""
     import torch

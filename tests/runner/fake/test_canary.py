@@ -46,6 +46,15 @@ RELIED_ON: dict[str, dict[str, tuple[str, ...] | None]] = {
         "deepspeed.runtime.zero.utils.assert_lst_len_same_as_other_ranks": None,
         "deepspeed.runtime.zero.partition_parameters.assert_ints_same_as_other_ranks": None,
     },
+    "compiler.py": {
+        "torch.compile": None,
+        "torch._dynamo.config": None,
+        "torch._dynamo.disable": ("fn",),
+        "torch._dynamo.graph_break": (),
+        "torch._dynamo.source": None,
+        "torch._dynamo.trace_rules.clear_lru_cache": (),
+        "torch._dynamo.utils": None,
+    },
     "collectives.py": {f"torch.distributed.{name}": ("async_op",) for name in NAMES},
     "attention.py": {
         "torch.nn.functional.scaled_dot_product_attention": None,

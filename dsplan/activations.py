@@ -183,7 +183,7 @@ class _Block(_Piece):
     def mlp(self, x: Tensor) -> Tensor:
         t, h = self.tape, self.h
         hidden = self.linear(x, "mlp.c_fc", h, self.model.mlp_width, MLP)
-        activate = operators.gelu_new if self.model.activation == "gelu_new" else operators.gelu
+        activate = operators.gelu_new if self.model.activation == "gelu_new" else operators.activation
         active = t.module("mlp.act", lambda y: activate(t, y, MLP), hidden)
         t.drop(hidden)
         projected = self.linear(active, "mlp.c_proj", self.model.mlp_width, h, WORKING)

@@ -105,8 +105,13 @@ def embedding_gradient(t: Tape, num_indices: int, num_rows: int, width: int, ele
     return found
 
 
-def layer_norm(t: Tape, x: Tensor, term: Term, name: str, statistics_bytes: int, weight_bytes: int) -> Tensor:
-    """``aten::native_layer_norm``: saves its input, the mean and 1/std of every token."""
+def layer_norm(t: Tape, x: Tensor, term: Term, name: str, statistics_bytes: int, weight_bytes: int | None) -> Tensor:
+    """``aten::native_layer_norm``: saves its input, the mean and 1/std of every token.
+
+    Args:
+        statistics_bytes: of the means, and of the 1/std.
+        weight_bytes: of the weight, and of the bias; None where they are not trained: they get no gradient.
+    """
     kept = t.save(x)
     out = t.tensor(x.storage.size, term)
     statistics = [t.tensor(statistics_bytes, LAYER_NORM_STATISTICS) for _ in range(2)]
@@ -115,12 +120,14 @@ def layer_norm(t: Tape, x: Tensor, term: Term, name: str, statistics_bytes: int,
 
     def backward(gradient: Storage) -> None:
         dx = t.allocate(x.storage.size, BACKWARD)
-        t.allocate(weight_bytes, PARAMETER_GRADIENT)
-        t.allocate(weight_bytes, PARAMETER_GRADIENT)
+        if weight_bytes is not None:
+            t.allocate(weight_bytes, PARAMETER_GRADIENT)
+            t.allocate(weight_bytes, PARAMETER_GRADIENT)
         t.release(gradient)
         t.forget(kept, *saved)
-        t.parameter_gradient(f"{name}.weight")
-        t.parameter_gradient(f"{name}.bias")
+        if weight_bytes is not None:
+            t.parameter_gradient(f"{name}.weight")
+            t.parameter_gradient(f"{name}.bias")
         t.give(x, dx)
 
     return t.node(out, backward)
@@ -170,8 +177,8 @@ def add(t: Tape, x: Tensor, y: Tensor, term: Term) -> Tensor:
     return t.node(out, backward)
 
 
-def gelu(t: Tape, x: Tensor, term: Term) -> Tensor:
-    """``F.gelu``: saves its input."""
+def activation(t: Tape, x: Tensor, term: Term) -> Tensor:
+    """``F.gelu`` or ``F.silu``, one kernel: saves its input."""
     kept = t.save(x)
     out = t.tensor(x.storage.size, term)
 

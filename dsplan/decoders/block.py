@@ -285,4 +285,4 @@ class Block(Piece):
         name = self.decoder.activation
         if name == "gelu_new":
             return operators.gelu_new(self.tape, x, mlp.GATED)
-        return (mlp.relu if name == "relu" else mlp.activation)(self.tape, x, mlp.GATED)
+        return (mlp.relu if name == "relu" else operators.activation)(self.tape, x, mlp.GATED)

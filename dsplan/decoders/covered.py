@@ -92,6 +92,7 @@ def uncovered(decoder: Decoder, attention: str) -> str | None:
         (alibi and (attention == EAGER or grouped), "Falcon with ALiBi but for sdpa of a head of keys for each query"),
         (falcon and decoder.mlp_bias and not decoder.trained, "parameters that are not trained of Falcon with biases"),
         (plain, "norms without weights"),
+        (decoder.upcasts_scores and attention == EAGER, "eager attention with reorder_and_upcast_attn"),
         (
             decoder.dropout and decoder.causal_lm not in DROPPING,
             f"dropout in the residual stream of {decoder.causal_lm}",

@@ -11,20 +11,6 @@ GATED = Term(
 )
 
 
-def activation(t: Tape, x: Tensor, term: Term) -> Tensor:
-    """``silu``, ``gelu`` or ``relu`` as one kernel: saves its input, or (relu) its output, once."""
-    kept = t.save(x)
-    out = t.tensor(x.storage.size, term)
-
-    def backward(gradient: Storage) -> None:
-        dx = t.allocate(x.storage.size, BACKWARD)
-        t.release(gradient)
-        t.forget(kept)
-        t.give(x, dx)
-
-    return t.node(out, backward)
-
-
 def relu(t: Tape, x: Tensor, term: Term) -> Tensor:
     """``relu``: saves its result."""
     out = t.tensor(x.storage.size, term)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsplan.ledger import Term
-from dsplan.operators import BACKWARD, LAYER_NORM_STATISTICS, PARAMETER_GRADIENT, WORKING, bias_gradient
+from dsplan.operators import BACKWARD, PARAMETER_GRADIENT, WORKING, bias_gradient
 from dsplan.tape import Saved, Storage, Tape, Tensor
 
 UPCAST = Term(
@@ -65,23 +65,6 @@ def rms_norm(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term, *, tra
         else:
             d_middle = d_scaled
         _backward_of_scaling(t, x, shape, d_middle, kept_wide, kept_roots, casts=casts)
-
-    return t.node(out, backward)
-
-
-def frozen_layer_norm(t: Tape, x: Tensor, term: Term, statistics_bytes: int) -> Tensor:
-    """``aten::native_layer_norm`` whose weight and bias are not trained: saves the same, makes its input's gradient."""
-    kept = t.save(x)
-    out = t.tensor(x.storage.size, term)
-    statistics = [t.tensor(statistics_bytes, LAYER_NORM_STATISTICS) for _ in range(2)]
-    saved = [t.save(statistic) for statistic in statistics]
-    t.drop(*statistics)
-
-    def backward(gradient: Storage) -> None:
-        dx = t.allocate(x.storage.size, BACKWARD)
-        t.release(gradient)
-        t.forget(kept, *saved)
-        t.give(x, dx)
 
     return t.node(out, backward)
 

@@ -15,7 +15,7 @@ from dsplan.decoders import mlp
 from dsplan.decoders.attention import BIAS_ALIGNMENT, SCORES
 from dsplan.decoders.kinds import Kind, kinds_of
 from dsplan.decoders.linears import first_linear, frozen_linear, scaled
-from dsplan.decoders.norms import NormShape, frozen_layer_norm, norm_of_constant, rms_norm, rms_norm_plus_one
+from dsplan.decoders.norms import NormShape, norm_of_constant, rms_norm, rms_norm_plus_one
 from dsplan.families import Decoder, Parameter
 from dsplan.families.decoder import LAYER_NORM, RMS_PLUS_ONE
 from dsplan.kernels import Kernels
@@ -267,11 +267,12 @@ class Piece:
             trained = self.trains.get(f"{name}.weight", True)
             if d.norm == LAYER_NORM:
                 statistics = (4 if self.tape.kernels.float_norm_statistics else self.e) * rows
-                if trained:
-                    return operators.layer_norm(self.tape, y, term, name, statistics, self.e * width)
-                if self.needs_gradient(x):
-                    return frozen_layer_norm(self.tape, y, term, statistics)
-                return self.constant(lambda: frozen_layer_norm(self.tape, y, term, statistics))
+                weights = self.e * width if trained else None
+
+                def normalised() -> Tensor:
+                    return operators.layer_norm(self.tape, y, term, name, statistics, weights)
+
+                return normalised() if trained or self.needs_gradient(x) else self.constant(normalised)
             shape = NormShape(rows=rows, width=width, element_bytes=self.e)
             scale = rms_norm_plus_one if d.norm == RMS_PLUS_ONE else rms_norm
             if self.needs_gradient(x):

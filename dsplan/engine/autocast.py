@@ -176,7 +176,7 @@ class _CastBlock(_Cast, _Block):
         if self.model.activation == "gelu_new":
             active = t.module("mlp.act", self._gelu_new, hidden)
         else:
-            active = t.module("mlp.act", lambda y: operators.gelu(t, y, MLP), hidden)
+            active = t.module("mlp.act", lambda y: operators.activation(t, y, MLP), hidden)
         t.drop(hidden)
         projected = self.linear(active, "mlp.c_proj", width, h, WORKING)
         t.drop(active)

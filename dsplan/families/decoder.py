@@ -84,6 +84,7 @@ class Decoder:
         dropout, attention_dropout: of the residual stream, and of the probabilities.
         experts, latent: a mixture of experts in place of the MLP, latent attention in place of the plain; or None.
         transposed: weights of linear layers are (n_in, n_out), as transformers' Conv1D has them.
+        upcasts_scores: eager attention multiplies queries and keys in fp32 (GPT-2's ``reorder_and_upcast_attn``).
         chosen_leaf: what a configuration makes a leaf (``leaf``) in place of DeepSpeed's default; None: that.
     """
 
@@ -120,6 +121,7 @@ class Decoder:
     experts: Experts | None = None
     latent: Latent | None = None
     transposed: bool = False
+    upcasts_scores: bool = False
     chosen_leaf: str | None = None
     default_attention: str = "sdpa"
     attentions: tuple[str, ...] = field(default=("eager", "sdpa", "flash_attention_2"))

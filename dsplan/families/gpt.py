@@ -64,6 +64,7 @@ def gpt2(c: Config) -> Decoder:
         mlp_bias=True,
         activation=c.name("activation_function", "gelu_new", ACTIVATIONS),
         transposed=True,
+        upcasts_scores=c.flag("reorder_and_upcast_attn", False),
         windows=(None,) * layers,
         dropout=c.probability("resid_pdrop", 0.1),
         attention_dropout=c.probability("attn_pdrop", 0.1),

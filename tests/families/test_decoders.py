@@ -212,6 +212,14 @@ def test_what_is_not_covered_says_so_and_offers_the_dry_run(name: str) -> None:
     assert "dsplan verify --device fake" in str(caught.value)
 
 
+def test_gpt2_s_scores_in_fp32_are_for_the_dry_run() -> None:
+    """reorder_and_upcast_attn is heard by eager attention only (models/gpt2, GPT2Attention.forward)."""
+    upcast = {"reorder_and_upcast_attn": True}
+    assert not_covered(shape("gpt2", **upcast), workload()) is None
+    why = not_covered(shape("gpt2", attn_implementation="eager", **upcast), workload())
+    assert why == "eager attention with reorder_and_upcast_attn"
+
+
 def test_a_window_shorter_than_the_sample_takes_a_mask_and_repeats_keys_and_values() -> None:
     model, inside = shape("mistral", sliding_window=16), workload(sequence_length=15)
     assert not_covered(model, workload()) is None

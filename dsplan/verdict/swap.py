@@ -9,6 +9,7 @@ and 2 take ``nvme`` for ``cpu`` and write nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dsplan.engine.stage3_swapping import ALIGNED_BYTES, groups_on_drive, reserved_bytes, sub_groups
 from dsplan.engine.trained import trained_part
@@ -30,6 +31,7 @@ class Swapped:
     locked_bytes: int = 0
 
 
+@lru_cache(maxsize=256)  # asked again for every card that a plan is held against
 def swapped(model: ModelShape, plan: Plan, world_size: int) -> Swapped:
     """What each rank of ``plan`` writes and locks; all ranks are alike."""
     zero = plan.zero

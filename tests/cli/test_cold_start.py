@@ -39,6 +39,17 @@ def test_estimate_imports_nothing_heavy() -> None:
 
 
 LIMIT_S = 0.5
+#: What the limit is where the machine has slowed down, in times of :data:`LOOP`, which takes 0.4 s where it has not.
+LIMIT_LOOPS = 1.25
+LOOP = "total = 0\nfor i in range(4_000_000):\n    total += i * i % 7"
+
+
+def processor_seconds(*arguments: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = python(*arguments)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_estimate_answers_in_half_a_second() -> None:
@@ -46,13 +57,9 @@ def test_estimate_answers_in_half_a_second() -> None:
     best = float("inf")
     for _ in range(20):
         if best < LIMIT_S:
-            break
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = python("-m", "dsplan", *COMMAND)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert done.returncode == 0
-    assert best < LIMIT_S
+            return
+        best = min(best, processor_seconds("-m", "dsplan", *COMMAND))
+    assert best < max(LIMIT_S, LIMIT_LOOPS * min(processor_seconds("-c", LOOP) for _ in range(5)))
 
 
 def test_a_reader_that_closes_the_pipe_leaves_no_traceback() -> None:

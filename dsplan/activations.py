@@ -25,7 +25,6 @@ from dsplan.workload import Workload
 STREAM = Term("residual stream", "e·b·s·h per half block", "minGPT Block.forward; saved as layer norm's input")
 NORMALISED = Term("layer norm outputs", "e·b·s·h each", "saved as the next linear's input")
 MLP = Term("MLP activations", "4·e·b·s·h each", "c_fc output and what the GELU saves; derivatives.yaml")
-CHECKPOINT = Term("checkpointed block inputs", "e·b·s·h per block", "torch.utils.checkpoint / deepspeed.checkpointing")
 LOGITS = Term("logits and log-probabilities", "e·b·s·V each", "minGPT lm_head; aten _log_softmax saves its result")
 INPUTS = Term("tokens, targets, positions", "8·b·s each, 8·s", "int64 inputs of the step")
 SCALARS = Term("loss and its scalars", "e each", "aten nll_loss_forward")

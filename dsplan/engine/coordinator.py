@@ -50,10 +50,12 @@ class Batch:
 class Pass:
     """State that lasts for one forward and backward pass.
 
-    ``least_room``, ``most_room``: elements below the limit of what lives, where prefetching asked for them.
+    ``kind`` is that of the hook under way. ``least_room``, ``most_room``: elements below the limit of what lives, where
+    prefetching asked for them.
     """
 
     step: int = 0
+    kind: int = ENTER
     least_room: int = UNASKED
     most_room: int = -UNASKED
     available_elements: int = 0
@@ -121,6 +123,7 @@ class Coordinator:
         recording, most = self._trace is None, self.zero.stage3_max_live_parameters
         for position, (kind, module) in enumerate(marks if end - start == len(marks) else marks[start:end], start):
             self.rise = level = self.level
+            state.kind = kind
             if kind in (ENTER, ENTER_BACKWARD):
                 if recording:
                     self._recording.append(module)

@@ -10,10 +10,10 @@ update_recompute_parameters, release_sub_module, release_backward_leftovers).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from dsplan.engine.coordinator import Pass
-from dsplan.engine.hooks import Change, Mark, Module
+from dsplan.engine.hooks import Change, Module
 from dsplan.engine.leaves import LeafCoordinator
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
@@ -31,18 +31,10 @@ class FrozenCoordinator(LeafCoordinator):
         self._frozen = frozenset([index for index, each in enumerate(model.parameters) if not each.trained])
         #: ds_recompute_parameters, by the submodule whose backward pass they wait for.
         self._recomputed: dict[int, set[int]] = {}
-        self._kind = ENTER
-
-    def run(self, marks: list[Mark], saving: frozenset[int] = frozenset()) -> list[Change]:
-        return super().run(_Followed(marks, self), saving)
-
-    def comes_to(self, kind: int) -> None:
-        """The next hook is of this ``kind``."""
-        self._kind = kind
 
     def _fetch(self, module: Module, state: Pass) -> None:
         super()._fetch(module, state)
-        if self._kind != ENTER or not self._in_backward:
+        if state.kind != ENTER or not self._in_backward:
             return
         owner = next(reversed(self._in_backward))
         for parameter in self._frozen.intersection(module.parameters):
@@ -50,7 +42,7 @@ class FrozenCoordinator(LeafCoordinator):
             self.active[parameter].add(owner)
 
     def _release_module(self, module: Module, state: Pass) -> None:
-        if self._kind == LEAVE_BACKWARD:
+        if state.kind == LEAVE_BACKWARD:
             held = self._recomputed.pop(id(module), ())
             for parameter in self._given_up(held, id(module)):
                 state.available_elements -= self.sizes[parameter]
@@ -77,16 +69,3 @@ class FrozenCoordinator(LeafCoordinator):
             if parameter not in self.persistent and self.status[parameter] == 2 and not self.active[parameter]:
                 found.append(parameter)
         return found
-
-
-class _Followed(list[Mark]):
-    """The hooks of a pass; taking the next one tells the coordinator of its kind."""
-
-    def __init__(self, marks: list[Mark], coordinator: FrozenCoordinator) -> None:
-        super().__init__(marks)
-        self._marks, self._coordinator = marks, coordinator
-
-    def __iter__(self) -> Iterator[Mark]:
-        for mark in self._marks:
-            self._coordinator.comes_to(mark[0])
-            yield mark

@@ -357,6 +357,3 @@ class Stage3(Stage3Swapping):
         ledger.temporary(buffers.OPTIMIZER_TEMPORARY, 4 * elements * temporaries)
         if copies:
             ledger.free(buffers.STEP_GRADIENT, 4 * elements)
-
-
-_sub_groups = sub_groups  # the name that dsplan/replay knows it by

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dsplan import buffers, states
 from dsplan.engine.base import Run
-from dsplan.engine.stage3 import Stage3, _sub_groups
+from dsplan.engine.stage3 import Stage3
 from dsplan.engine.stage3_gradients import NORM_PART_ELEMENTS
+from dsplan.engine.stage3_swapping import sub_groups
 from dsplan.ledger import Term
 from dsplan.optimizers import device_optimizer
 from dsplan.replay.gathering_0_3_13 import old_gather_steps
@@ -65,7 +66,7 @@ class OldStage3(Stage3):
         self.sizes = sizes
         self.parts = [ceil_div(numel, self.run.world_size) for numel in sizes]
         self.total = sum(self.parts)
-        self.sub_groups = _sub_groups(self.parts, self.zero.sub_group_size)
+        self.sub_groups = sub_groups(self.parts, self.zero.sub_group_size)
         self.on_device = [not self.offload] * len(self.sub_groups)
 
     def gradient(self, index: int) -> None:

@@ -7,6 +7,7 @@ ranks with offloaded parameters, where the collectives hold copies that nobody e
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -61,6 +62,7 @@ def dry_run(name: str, *, early: bool) -> Sizes:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     kept: dict[str, Any] = {}
     for name in names():
         kept[name] = {EARLIEST: dry_run(name, early=True), LATEST: dry_run(name, early=False)}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dsplan.catalogue import accelerators, find_accelerator, normalise
 from dsplan.hardware import Accelerator, Drive, HostLimits
+from dsplan.heap_threshold import fixed_threshold
 from dsplan.units import MIB
 
 TIMEOUT_SECONDS = 5.0
@@ -22,8 +23,6 @@ STATUS = Path("/proc/self/status")
 SHARED_MEMORY = Path("/dev/shm")
 #: Where DeepSpeed is told how to pin host memory (deepspeed/utils/pin_memory.py).
 PINNING = "DS_PIN_MEMORY_BACKEND"
-#: Fixes the size from which glibc maps memory apart, in bytes (mallopt(3)).
-MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 #: capabilities(7): a process that has CAP_IPC_LOCK may lock what it likes.
 _CAP_IPC_LOCK = 14
 
@@ -83,14 +82,8 @@ def host_limits(folders: Iterable[str] = ()) -> HostLimits:
         shared_bytes=_shared_bytes(),
         locks_pinned_memory=os.environ.get(PINNING, "").strip().casefold() == "native",
         drives=tuple(drive for folder in dict.fromkeys(folders) if (drive := _drive(folder)) is not None),
-        mmap_threshold_bytes=_mmap_threshold_bytes(),
+        mmap_threshold_bytes=fixed_threshold(),
     )
-
-
-def _mmap_threshold_bytes() -> int | None:
-    """None where it is not fixed, or not as a number."""
-    value = os.environ.get(MMAP_THRESHOLD, "").strip()
-    return int(value) if value.isascii() and value.isdigit() else None
 
 
 def _locked_bytes() -> int | None:

@@ -76,6 +76,8 @@ class HostRecord:
         pinned_bytes: the most that torch's pinned allocator held; None where it cannot be read.
         heap_free_bytes: of what is resident at the end, what malloc keeps of memory that was freed; None where it
             cannot be asked, and in records from before it was.
+        mmap_threshold_bytes: from which size on malloc mapped memory apart, where the environment fixed that
+            (:mod:`dsplan.heap_threshold`); None: it moved.
     """
 
     base_rss_bytes: int | None
@@ -83,6 +85,7 @@ class HostRecord:
     peak_rss_bytes: int | None
     pinned_bytes: int | None
     heap_free_bytes: int | None = None
+    mmap_threshold_bytes: int | None = None
 
     @property
     def risen_bytes(self) -> int | None:
@@ -141,6 +144,7 @@ class Configuration:
         world_size: ranks; a dry run has the record of one of them.
         data: ``synthetic`` or ``text``.
         devices: devices that the ranks shared; None: each had its own.
+        late_release: what collectives hold was given back at their wait, never before.
     """
 
     strategy: str
@@ -152,6 +156,7 @@ class Configuration:
     world_size: int
     data: str
     devices: int | None = None
+    late_release: bool = False
 
     @property
     def prefetches(self) -> bool:
@@ -248,6 +253,7 @@ def measurement_from_ranks(
     workload: Workload,
     data: str,
     devices: int | None = None,
+    late_release: bool = False,
 ) -> Measurement:
     """One measurement of what the ranks recorded (``runner.train``), in rank order.
 
@@ -269,6 +275,7 @@ def measurement_from_ranks(
             "world_size": first.get("world_size", len(records)),
             "data": data,
             "devices": devices,
+            "late_release": late_release,
         },
         "versions": {"python": platform.python_version(), **first.get("versions", {})},
         **{key: first[key] for key in ("created", "device", "optimizer") if key in first},

@@ -71,6 +71,7 @@ class Job:
         allocator: text of PYTORCH_CUDA_ALLOC_CONF that a dry run replays the allocator with.
         events: a dry run leaves its events in :data:`EVENTS` of the run's folder.
         early_release: a dry run takes it that torch's watchdog sees each collective done before its wait.
+        late_release: a real run keeps collectives from the watchdog, and what they hold goes at their wait: the most.
         force: make a dry run also with versions of torch and DeepSpeed that it is not tested with.
     """
 
@@ -89,6 +90,7 @@ class Job:
     allocator: str = ""
     events: bool = False
     early_release: bool = False
+    late_release: bool = False
     force: bool = False
 
     def specification(self) -> dict[str, Any]:
@@ -106,6 +108,7 @@ class Job:
             "data": self.data,
             "memory_cap_bytes": self.memory_cap_bytes,
             "devices": self.devices,
+            "late_release": self.late_release,
             **(self._dry_run() if self.device.is_dry else {}),
         }
 
@@ -135,6 +138,8 @@ def require_verifiable(job: Job) -> None:
         _require_shared(job.device, job.devices, job.world_size)
     if job.memory_cap_bytes is not None:
         _require_capped(job.device)
+    if job.late_release and job.device.kind != "cuda":
+        _refuse_late_release(job.device)
     if job.device.computes_on_cpu and job.workload.precision == "fp16":
         raise InputError(
             "--precision: fp16 on the CPU is not supported by DeepSpeed; use bf16 or fp32, or a device that has fp16"
@@ -149,6 +154,13 @@ def _require_capped(device: ChosenDevice) -> None:
         raise InputError("--cap: a CPU has no caching allocator to limit; name a device of the catalogue with --gpu")
     if not device.is_dry and device.kind != "cuda":
         raise InputError(f"--cap: torch limits the memory of CUDA devices only; this run is on {device.kind}")
+
+
+def _refuse_late_release(device: ChosenDevice) -> None:
+    """Raise InputError where it has no meaning, or is what is done anyway."""
+    if device.is_dry:
+        raise InputError("--late-release: is what a dry run takes by itself; leave it out, or take --early-release")
+    raise InputError(f"--late-release: is about torch's NCCL; this run is on {device.kind}")
 
 
 def _require_shared(device: ChosenDevice, devices: int, ranks: int) -> None:
@@ -191,6 +203,7 @@ def verify(
         workload=job.workload,
         data=job.data,
         devices=job.devices,
+        late_release=job.late_release,
     )
     if isinstance(job.against, Reference):
         return measurement, compare(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from dsplan.heap_threshold import FIXED, VARIABLE
 from dsplan.pythonpath import pythonpath
 from runner.spec import RunSpec
 
@@ -46,6 +47,12 @@ def child_environment(spec: RunSpec, base: Mapping[str, str], *, cores: int | No
         env.update(RANK=str(spec.rank), LOCAL_RANK="0", WORLD_SIZE=str(spec.gpus), MASTER_ADDR="127.0.0.1")
         env["MASTER_PORT"] = "0"  # nobody listens
     env.setdefault("OMP_NUM_THREADS", str(max(1, (cores or _cores()) // len(spec.ranks))))
+    if spec.device in ("cuda", "hpu"):  # on a CPU every activation would be mapped apart, step after step
+        env.setdefault(VARIABLE, str(FIXED))
+    if spec.late_release:
+        # Works are then not handed to the watchdog (ProcessGroupNCCL.cpp, workEnqueue), which alone gives back what
+        # they hold before they are waited for.
+        env["TORCH_NCCL_BLOCKING_WAIT"] = "1"
     _choose_devices(spec.device, env)
     if spec.devices is not None:
         env[SHARED_DEVICES] = str(spec.devices)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dsplan.heap_threshold import fixed_threshold
 from runner.device import Device
 
 PHASES = ("init", "forward", "backward", "step")
@@ -59,4 +60,5 @@ class Probe:
             "peak_rss_bytes": self._resident.peak_bytes(),
             "pinned_bytes": self._device.pinned_bytes(),
             "heap_free_bytes": self._resident.heap_free_bytes(),
+            "mmap_threshold_bytes": fixed_threshold(),
         }

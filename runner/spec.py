@@ -33,6 +33,7 @@ class RunSpec:
         devices: devices that the ranks share, in turn; None: one for each rank.
         skipped_steps: steps that a dry run skips first, as fp16 does until the loss scale has settled.
         early_release: a dry run takes it that torch's watchdog sees each collective done before its wait.
+        late_release: collectives of a real run are kept from the watchdog: what they hold goes at their wait.
         force: make a dry run also with versions of torch and DeepSpeed that it is not tested with.
 
     Raises ValueError for ranks that cannot be, and for a dry run that is not told its rank and its target.
@@ -56,6 +57,7 @@ class RunSpec:
     devices: int | None = None
     skipped_steps: int = 0
     early_release: bool = False
+    late_release: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:

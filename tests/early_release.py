@@ -22,6 +22,7 @@ from dsplan.verification import verify
 from tests.dry_accuracy import RECORDS, job_of, worst_rank_of
 
 KEPT = Path(__file__).parent / "data" / "early_release.json"
+BETWEEN = Path(__file__).parent / "data" / "between"
 EARLIEST, LATEST = "earliest", "latest"
 #: From the second step on: the first has states to make, and the second's parameters are where all later ones' are.
 STEADY_FROM = 2
@@ -31,14 +32,22 @@ _TIMEOUT_S = 600
 Sizes = Mapping[str, tuple[int, int]]
 
 
-def names() -> list[str]:
-    """The records of several ranks whose parameters are offloaded."""
-    return [path.stem for path in sorted(RECORDS.glob("*.json")) if _holds_copies(read_measurement(path))]
+def paths() -> dict[str, Path]:
+    """The records of several ranks whose parameters are offloaded and whose watchdog was left alone, by name."""
+    found = [path for folder in (RECORDS, BETWEEN) for path in sorted(folder.glob("*.json"))]
+    return {path.stem: path for path in found if _holds_copies(read_measurement(path))}
 
 
 def _holds_copies(record: Measurement) -> bool:
-    zero = record.configuration.ds_config.get("zero_optimization", {})
-    return "offload_param" in zero and record.configuration.world_size > 1
+    configuration = record.configuration
+    offloads = "offload_param" in configuration.ds_config.get("zero_optimization", {})
+    return offloads and configuration.world_size > 1 and not configuration.late_release
+
+
+def released() -> dict[str, dict[str, Sizes]]:
+    """What is kept: by record, :data:`EARLIEST` and :data:`LATEST`."""
+    found: dict[str, dict[str, Sizes]] = json.loads(KEPT.read_text(encoding="utf-8"))
+    return found
 
 
 def sizes(step: StepRecord) -> Sizes:
@@ -54,7 +63,7 @@ def steady_steps(record: Measurement) -> Iterator[Sizes]:
 
 def dry_run(name: str, *, early: bool) -> Sizes:
     """The third step of the record's dry run: the earliest or the latest that collectives give back."""
-    path = RECORDS / f"{name}.json"
+    path = paths()[name]
     job = replace(job_of(worst_rank_of(read_measurement(path)), path.name), early_release=early)
     with tempfile.TemporaryDirectory(prefix="dsplan-dry-") as folder:
         dry, _ = verify(job, Path(folder), timeout_s=_TIMEOUT_S, tolerance_percent=100, on_progress=lambda _: None)
@@ -64,7 +73,7 @@ def dry_run(name: str, *, early: bool) -> Sizes:
 def main() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     kept: dict[str, Any] = {}
-    for name in names():
+    for name in paths():
         kept[name] = {EARLIEST: dry_run(name, early=True), LATEST: dry_run(name, early=False)}
         sys.stderr.write(f"{name} {kept[name]}\n")
     write_text(KEPT, json.dumps(kept, indent=1) + "\n", force=True)

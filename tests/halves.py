@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import cache
-
-import pytest
-from _pytest.mark.structures import ParameterSet
 
 from tests.gpu.cases import SETS
 
@@ -37,23 +33,3 @@ def half_of(name: str) -> str:
 def half_of_set(title: str) -> str:
     """The half that a whole set belongs to."""
     return SEEN if title in SEEN_SETS else UNSEEN
-
-
-#: Records further off than was asked for, found when the unseen half was opened, and why as far as it is known:
-#: of the dry run, and of the formulas. Tests expect them to be; one that no longer is goes from here.
-WATCHDOG = (
-    "torch gives a collective's tensors back at its wait, or earlier when its watchdog happens to look "
-    "(torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp): the record's own steps and ranks differ by 9 %, and what is "
-    "predicted is the most that can be held; each step lies between it and the least (tests/test_early_release.py)"
-)
-_WATCHED = ("1.7B-z3-offload-param-ckpt-n2", "1.7B-z3-offload-param-ckpt-150-steps-n2")
-DRY_RUN_OUTSIDE = dict.fromkeys(_WATCHED, WATCHDOG)
-FORMULAS_OUTSIDE = dict.fromkeys(_WATCHED, WATCHDOG)
-
-
-def expecting(names: Iterable[str], outside: Mapping[str, str]) -> list[ParameterSet]:
-    """``names`` as parameters of a test, of which those that are ``outside`` must fail."""
-    return [
-        pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=outside[name])] if name in outside else [])
-        for name in names
-    ]

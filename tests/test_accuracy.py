@@ -14,7 +14,6 @@ from tests.accuracy import compared, readme_with
 from tests.accuracy.errors import Errors
 from tests.accuracy.estimators import DEEPSPEED, FORMULAS, PLAIN
 from tests.accuracy.numbers import document
-from tests.accuracy.records import _in_use, measurements
 from tests.accuracy.splits import groups, halves
 from tests.accuracy.tables import beyond, by_phase, cells, head_to_head, percent, phases, targets
 from tests.accuracy.targets import Row, Target
@@ -157,18 +156,6 @@ def test_competitors_are_held_against_the_same_bytes() -> None:
     assert host.difference.predicted_bytes == 6 * 163_037_184
     assert PLAIN.host(found) is None
     assert DEEPSPEED.host(replace(found, host=None)) is None
-
-
-def test_what_malloc_keeps_is_taken_from_what_was_measured() -> None:
-    """Of two ranks' 1,000 MiB each 100 MiB had been freed; older records do not say."""
-    found = next(each for each in measurements().values() if each.configuration.world_size == 2)
-    host = Difference(predicted_bytes=1800 * MIB, measured_bytes=2000 * MIB)
-    assert _in_use(host, found) is None
-    ranks = tuple(replace(each, host=replace(each.host, heap_free_bytes=100 * MIB)) for each in found.ranks)
-    in_use = _in_use(host, replace(found, ranks=ranks))
-    assert in_use is not None
-    assert in_use.error_bytes == 0
-    assert _in_use(None, replace(found, ranks=ranks)) is None
 
 
 def test_the_competitors_under_estimate() -> None:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 
 from dsplan.measurement import read_measurement
 from dsplan.units import MIB
-from tests.dry_accuracy import RECORDS
-from tests.early_release import EARLIEST, KEPT, LATEST, names, steady_steps
+from tests.early_release import EARLIEST, LATEST, paths, released, steady_steps
 
-BOUNDS: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8"))
+BOUNDS = released()
 #: Which blocks the allocator finds free also depends on what has been given back: a remainder of 1 MiB each.
 REMAINDERS = 4 * MIB
 LONG = "1.7B-z3-offload-param-ckpt-150-steps-n2"
 
 
 def test_the_bounds_are_of_every_record_that_has_any() -> None:
-    assert set(BOUNDS) == set(names())
+    assert set(BOUNDS) == set(paths())
 
 
 @pytest.mark.parametrize("name", sorted(BOUNDS))
 def test_every_step_of_every_rank_lies_between(name: str) -> None:
-    found = list(steady_steps(read_measurement(RECORDS / f"{name}.json")))
+    found = list(steady_steps(read_measurement(paths()[name])))
     assert found
     for step in found:
         for phase, measured in step.items():
@@ -36,7 +32,7 @@ def test_every_step_of_every_rank_lies_between(name: str) -> None:
 
 def test_a_long_run_comes_to_both_ends() -> None:
     """148 steps of two ranks: the forward pass's level and peak, and to 2.5 % the backward pass's peak."""
-    steps = list(steady_steps(read_measurement(RECORDS / f"{LONG}.json")))
+    steps = list(steady_steps(read_measurement(paths()[LONG])))
     least, most = BOUNDS[LONG][EARLIEST], BOUNDS[LONG][LATEST]
     level, peak = ([step["forward"][which] for step in steps] for which in (0, 1))
     assert min(level) == pytest.approx(least["forward"][0], abs=MIB)

@@ -19,7 +19,7 @@ PACKAGES = ("dsplan", "runner", "mingpt")
 #: What is planned, lowest first. A module imports from the lines above its own, never from its own line;
 #: a package (dsconfig, engine, report, cli) is one entry, and its own files may import each other.
 LAYERS = (
-    "errors pythonpath schemas signals",
+    "errors heap_threshold pythonpath schemas signals",
     "units files records families child_process",
     "model hardware workload zero dry_run",
     "plan modelfile events",

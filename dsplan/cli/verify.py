@@ -154,7 +154,7 @@ def _speed(
             as_json=as_json,
         )
         return EXIT_OK
-    refused = ("--ds-config", "--strategy", "--data", "--share-devices", "--name", "--nvme-path")
+    refused = ("--ds-config", "--strategy", "--data", "--share-devices", "--late-release", "--name", "--nvme-path")
     contradicting += [flag for flag in (*given_flags(run), *given_flags(trial)) if flag in refused]
     with _logs(keep_logs) as folder:
         folder.mkdir(parents=True, exist_ok=True)

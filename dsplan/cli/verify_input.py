@@ -67,7 +67,7 @@ def read_job(
         job, read = _job(model, workload, run, dry, wanted, consumer)
     else:
         job = job_against(dry.against, dry, wanted, given_flags(model) + given_flags(workload) + given_flags(run))
-    job = replace(job, memory_cap_bytes=cap, devices=run.share_devices)
+    job = replace(job, memory_cap_bytes=cap, devices=run.share_devices, late_release=run.late_release)
     if not job.device.is_dry:
         _require_nvme(job.name, job.ds_config)
     require_verifiable(job)

@@ -78,6 +78,15 @@ class RunOptions:
             rich_help_panel=_RUN,
         ),
     ] = None
+    late_release: Annotated[
+        bool,
+        typer.Option(
+            "--late-release",
+            help="Let collectives give back what they hold at their wait, never before: the most that the run can "
+            "take, whatever the timing, measured (slower: the host waits too).",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
     data: Annotated[
         str | None,
         typer.Option(

@@ -8,10 +8,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from dsplan.comparison import Comparison, Difference
+from dsplan.heap_threshold import REMEDY
 from dsplan.measurement import STEP_PHASES, HostRecord, Measurement, RankRecord, StepRecord
 from dsplan.report.dry_run import print_peak, stood_for
 from dsplan.units import MIB, format_bytes
-from dsplan.verdict.heap import REMEDY
 from dsplan.verify_device import CPU
 
 if TYPE_CHECKING:

@@ -20,8 +20,6 @@ from dsplan.units import MIB
 LARGEST_THRESHOLD = 32 * MIB
 #: The threshold once torch 2.13 and DeepSpeed 0.19.8 are imported, whose own blocks have raised it to 1.9 MiB.
 IMPORTED_THRESHOLD = 2 * MIB
-#: Fixes the threshold, so that weights of this size and more are given back (mallopt(3)).
-REMEDY = "MALLOC_MMAP_THRESHOLD_=1048576"
 _FP32 = 4
 STAGE_BUILT_ON_DEVICE = 3
 

@@ -8,13 +8,14 @@ from functools import lru_cache
 from dsplan import states
 from dsplan.engine.base import Run
 from dsplan.hardware import Cluster, HostLimits
+from dsplan.heap_threshold import REMEDY
 from dsplan.kernels import Kernels
 from dsplan.ledger import Ledger, Sizes, Term
 from dsplan.model import ModelShape
 from dsplan.overhead import PROCESS_HOST_BYTES
 from dsplan.plan import Plan
 from dsplan.units import MIB, format_bytes
-from dsplan.verdict.heap import REMEDY, STAGE_BUILT_ON_DEVICE, kept_by_malloc
+from dsplan.verdict.heap import STAGE_BUILT_ON_DEVICE, kept_by_malloc
 from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT
 from dsplan.verdict.rows import HostEstimate
 from dsplan.verdict.swap import swapped

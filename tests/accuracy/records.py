@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from dsplan.comparison import Comparison, Difference, compare
-from dsplan.dsconfig.read import read_ds_config
 from dsplan.errors import InputError, RunError
 from dsplan.estimate import estimate
 from dsplan.hardware import Accelerator, Cluster
@@ -19,11 +17,13 @@ from dsplan.model import ModelShape
 from dsplan.modelfile import shape_from_config
 from dsplan.plan import Plan
 from dsplan.prediction import predict
+from dsplan.verdict.rows import HostEstimate
 from dsplan.verify_device import measured_accelerator
 from dsplan.walk import STEADY_STATE
 from tests.dry_comparison import Value
 from tests.dry_records import as_measured, read_entries
 from tests.halves import half_of
+from tests.record_plans import malloc_decides, plan_of
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "tests" / "data" / "measured"
@@ -36,8 +36,8 @@ class Compared:
 
     Attributes:
         peak_of_tensors: the peak, predicted without the replay that says which block a tensor gets.
-        host: memory of the node, all ranks together.
-        host_in_use: the same without what malloc kept at the end of memory that was freed; None in older records.
+        host: memory of the node, all ranks together; None where it offloads and malloc decided it
+            (:mod:`tests.accuracy.between`).
     """
 
     name: str
@@ -48,7 +48,6 @@ class Compared:
     comparison: Comparison
     peak_of_tensors: Difference
     host: Difference | None
-    host_in_use: Difference | None
 
     @property
     def world_size(self) -> int:
@@ -126,17 +125,18 @@ def refused() -> tuple[Refused, ...]:
 
 @cache
 def _everything() -> tuple[Compared | Refused, ...]:
-    return tuple(_compare(name, measurement) for name, measurement in measurements().items())
+    return tuple(compare_record(name, measurement) for name, measurement in measurements().items())
 
 
-def _compare(name: str, measurement: Measurement) -> Compared | Refused:
+def compare_record(name: str, measurement: Measurement) -> Compared | Refused:
+    """One record, and what the formulas say of it."""
     configuration = measurement.configuration
     card = measured_accelerator(measurement.device)
     try:
         model = shape_from_config(dict(configuration.model), where=name)
         plan = plan_of(measurement, name)
         prediction = predict(model, plan, card, configuration.world_size)
-        host = _host(measurement, model, plan, card)
+        resident = resident_bytes(measurement)
         plain = predict(model, plan, card, configuration.world_size, replayed=False)
         return Compared(
             name=name,
@@ -146,44 +146,33 @@ def _compare(name: str, measurement: Measurement) -> Compared | Refused:
             plan=plan,
             comparison=compare(measurement, prediction, tolerance_percent=TOLERANCE_PERCENT),
             peak_of_tensors=compare(measurement, plain, tolerance_percent=TOLERANCE_PERCENT).peak_allocated,
-            host=host,
-            host_in_use=_in_use(host, measurement),
+            host=None
+            if resident is None or (offloads(plan) and malloc_decides(measurement, name))
+            else Difference(
+                predicted_bytes=host_of_node(measurement, model, plan, card).bytes_per_node, measured_bytes=resident
+            ),
         )
     except (InputError, RunError) as error:
         return Refused(name, str(error))
 
 
-def plan_of(measurement: Measurement, name: str) -> Plan:
-    """What the record's DeepSpeed configuration says, read as ``dsplan estimate --ds-config`` reads it."""
-    configuration = measurement.configuration
-    with tempfile.TemporaryDirectory() as folder:
-        ds_config = Path(folder) / f"{name}.json"
-        ds_config.write_text(json.dumps(configuration.ds_config), encoding="utf-8")
-        return read_ds_config(
-            ds_config,
-            world_size=configuration.world_size,
-            sequence_length=configuration.workload.sequence_length,
-            activation_checkpointing=configuration.workload.activation_checkpointing,
-        ).plan
-
-
-def _host(measurement: Measurement, model: ModelShape, plan: Plan, card: Accelerator) -> Difference | None:
-    """``estimate``'s memory of a node, against what the processes of the ranks had resident at most, added up."""
+def resident_bytes(measurement: Measurement) -> int | None:
+    """What the processes of the ranks had resident at most, added up; None where one does not say."""
     resident = [rank.host.peak_rss_bytes for rank in measurement.ranks]
     known = [size for size in resident if size is not None]
-    if len(known) < len(resident):
-        return None
+    return sum(known) if len(known) == len(resident) else None
+
+
+def offloads(plan: Plan) -> bool:
+    """Optimizer or parameters."""
+    return plan.zero.offloads_optimizer or plan.zero.offloads_parameters
+
+
+def host_of_node(measurement: Measurement, model: ModelShape, plan: Plan, card: Accelerator) -> HostEstimate:
+    """What ``estimate`` says of the node."""
     cluster = Cluster(accelerator=card, gpus_per_node=measurement.configuration.world_size)
     (row,) = estimate(model, [plan], cluster, ladder=False).plans
-    return Difference(predicted_bytes=row.host.bytes_per_node, measured_bytes=sum(known))
-
-
-def _in_use(host: Difference | None, measurement: Measurement) -> Difference | None:
-    kept = [rank.host.heap_free_bytes for rank in measurement.ranks]
-    known = [size for size in kept if size is not None]
-    if host is None or len(known) < len(kept):
-        return None
-    return Difference(predicted_bytes=host.predicted_bytes, measured_bytes=host.measured_bytes - sum(known))
+    return row.host
 
 
 @cache

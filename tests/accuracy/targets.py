@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dsplan.units import MIB
 from tests.accuracy.errors import Errors
-from tests.accuracy.records import Compared, against_dry_runs, phase_name
+from tests.accuracy.records import Compared, against_dry_runs, offloads, phase_name
 from tests.accuracy.splits import halves
 from tests.dry_comparison import Value
 from tests.halves import SEEN, UNSEEN
@@ -82,11 +82,6 @@ def rows(records: Sequence[Compared]) -> list[Row]:
         Row("H200, peak allocated, unseen half", H200, Errors.of(found.peak for found in parts[UNSEEN])),
         Row("H200, peak allocated, seen half", H200, Errors.of(found.peak for found in parts[SEEN])),
         Row("H200, host memory with offload, unseen half", HOST, Errors.of(host_values(parts[UNSEEN]))),
-        Row(
-            "H200, host memory with offload, unseen half, without what malloc keeps",
-            HOST,
-            Errors.of(in_use_values(parts[UNSEEN])),
-        ),
         Row("H200, host memory with offload, seen half", HOST, Errors.of(host_values(parts[SEEN]))),
         Row("dry run of the same records, peak over the steps", DRY_PEAK, Errors.of(dry_peaks)),
         Row("dry run of the same records, each phase", DRY_PHASE, Errors.of(dry_phases)),
@@ -95,17 +90,4 @@ def rows(records: Sequence[Compared]) -> list[Row]:
 
 def host_values(records: Iterable[Compared]) -> list[Value]:
     """Host memory of the node, of the records that offload."""
-    return [Value(found.name, "", found.host) for found in records if found.host is not None and _offloads(found)]
-
-
-def in_use_values(records: Iterable[Compared]) -> list[Value]:
-    """The same of those that say what malloc kept of memory that was freed, without it."""
-    return [
-        Value(found.name, "", found.host_in_use)
-        for found in records
-        if found.host_in_use is not None and _offloads(found)
-    ]
-
-
-def _offloads(found: Compared) -> bool:
-    return found.plan.zero.offloads_optimizer or found.plan.zero.offloads_parameters
+    return [Value(found.name, "", found.host) for found in records if found.host is not None and offloads(found.plan)]

@@ -35,6 +35,8 @@ TINY = ["--n-layer", "2", "--n-head", "4", "--n-embd", "64", "--vocab-size", "12
         (["--timeout", "-1"], 2, "--timeout: -1 is not allowed"),
         (["--tolerance", "0"], 2, "--tolerance: 0 is not allowed"),
         (["--tolerance", "nan"], 2, "--tolerance: nan is not allowed"),
+        (["--late-release", "--device", "cpu"], 2, "--late-release: is about torch's NCCL; this run is on cpu"),
+        (["--late-release", "--device", "fake"], 2, "leave it out, or take --early-release"),
         (["--data", "images"], 2, "--data: unknown value 'images'; allowed: synthetic, text"),
         (["--strategy", "zero5"], 2, "--strategy: unknown value 'zero5'; did you mean"),
         (["--strategy", "zero2", "--ds-config", "x.json"], 2, "contradict each other"),

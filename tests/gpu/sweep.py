@@ -19,12 +19,12 @@ from typing import Any
 
 from dsplan.dsconfig.emit import emit
 from dsplan.hardware import Cluster
+from tests.gpu.cases import REMADE, Case
 from tests.gpu.cases import SETS as MINGPT_SETS
-from tests.gpu.cases import Case
 from tests.gpu.hf_cases import HF
 from tests.gpu.shared_cases import SHARED_4, SHARED_8
 
-SETS = {**MINGPT_SETS, "HF": HF, "shared-4": SHARED_4, "shared-8": SHARED_8}
+SETS = {**MINGPT_SETS, "remade": REMADE, "HF": HF, "shared-4": SHARED_4, "shared-8": SHARED_8}
 
 
 @dataclass
@@ -47,6 +47,7 @@ def start(case: Case, devices: list[int], timeout_s: int, device: str) -> Runnin
         *("--ds-config", str(configuration), "--seq-len", str(case.sequence_length)),
         *("--activation-checkpointing", case.checkpointing, "--device", device, "--gpus", str(case.gpus)),
         *(("--share-devices", str(case.devices)) if case.devices else ()),
+        *(("--late-release",) if case.late_release else ()),
         *("--steps", str(case.steps), "--timeout", str(timeout_s), "-o", str(folder / "record.json")),
     ]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)), "OMP_NUM_THREADS": "12"}
@@ -78,12 +79,14 @@ def main() -> None:
     parser.add_argument("set", choices=SETS)
     parser.add_argument("output", type=Path)
     parser.add_argument("--seconds", type=float, default=500)
+    parser.add_argument("--only", nargs="*", help="names of the set's cases (default: all)")
     parser.add_argument("--case-timeout", type=int, default=150)
     parser.add_argument("--gpus", type=int, default=4)
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     begun = time.monotonic()
-    waiting = [case for case in SETS[arguments.set] if case.cards <= arguments.gpus]
+    chosen = [case for case in SETS[arguments.set] if arguments.only is None or case.name in arguments.only]
+    waiting = [case for case in chosen if case.cards <= arguments.gpus]
     free, running, documents = list(range(arguments.gpus)), [], []
     while waiting or running:
         in_time = time.monotonic() - begun < arguments.seconds

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import dsplan
+from dsplan.heap_threshold import VARIABLE
 from runner.environment import VISIBLE_DEVICES, child_environment, cuda_architectures
 from runner.spec import RunSpec
 
@@ -89,3 +91,19 @@ def test_the_children_import_what_the_parent_imported(tmp_path: Path, monkeypatc
     assert entries[-2:] == [str(tmp_path / "src"), "/opt/lib"]  # the child runs in another folder
     assert home in entries or "site-packages" in home
     assert "" not in entries
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cuda", "1048576"), ("hpu", "1048576"), ("cpu", None), ("fake", None)]
+)
+def test_malloc_gives_back_what_has_moved_to_a_device(device: str, expected: str | None) -> None:
+    """On a CPU every activation would be mapped apart; a dry run allocates nothing."""
+    run = replace(spec(), device=device, rank=0 if device == "fake" else None, target={} if device == "fake" else None)
+    assert child_environment(run, {}).get(VARIABLE) == expected
+    assert child_environment(run, {VARIABLE: "65536"})[VARIABLE] == "65536"
+
+
+def test_late_release_keeps_collectives_from_the_watchdog() -> None:
+    name = "TORCH_NCCL_BLOCKING_WAIT"
+    assert name not in child_environment(spec(), {})
+    assert child_environment(replace(spec(), late_release=True), {})[name] == "1"

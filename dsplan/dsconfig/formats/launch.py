@@ -16,6 +16,7 @@ from dsplan.dsconfig.launch import (
     placeholder_note,
     torchrun_line,
 )
+from dsplan.heap_threshold import FIXED, REMEDY, VARIABLE
 
 DEEPSPEED_NAME = "launch_deepspeed.sh"
 TORCHRUN_NAME = "launch_torchrun.sh"
@@ -23,6 +24,7 @@ SLURM_NAME = "launch_slurm.sh"
 
 _HEAD = "#!/usr/bin/env bash\n"
 _STRICT = "set -euo pipefail\n"
+_STAGE_BUILT_ON_DEVICE = 3
 #: What a task of Slurm's does before it becomes the script, which it gets as its arguments.
 _TASK = 'export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"; exec "$@"'
 
@@ -65,8 +67,22 @@ def deepspeed_script(target: Target, *, hostfile: str) -> str:
         if target.cluster.num_nodes > 1
         else ""
     )
+    kept = _heap(target)
+    if kept and target.cluster.num_nodes > 1:
+        # launcher/runner.py passes on what EXPORT_ENVS and the accelerator name, and what that file has.
+        where += f"# The other nodes get of this environment only what ~/.deepspeed_env has: write {REMEDY} there.\n"
     line = launch_command(target.cluster, target.script, str(target.output), hostfile=hostfile)
-    return f'{_HEAD}{where}{_STRICT}exec {line} "$@"\n'
+    return f'{_HEAD}{where}{_STRICT}{kept}exec {line} "$@"\n'
+
+
+def _heap(target: Target) -> str:
+    """Where the model is built on the host: the line that has malloc give it back (:mod:`dsplan.heap_threshold`)."""
+    if target.plan.zero.stage >= _STAGE_BUILT_ON_DEVICE:
+        return ""
+    return (
+        "# Each rank builds the model on the host: malloc gives back what has moved to the device.\n"
+        f'export {VARIABLE}="${{{VARIABLE}:-{FIXED}}}"\n'
+    )
 
 
 def torchrun_script(target: Target) -> str:
@@ -74,11 +90,13 @@ def torchrun_script(target: Target) -> str:
     cluster = target.cluster
     script = shlex.join([target.script, *config_arguments(str(target.output))])
     if cluster.num_nodes == 1:
-        return f'{_HEAD}{_STRICT}exec torchrun --standalone --nproc-per-node={cluster.gpus_per_node} {script} "$@"\n'
+        line = f'torchrun --standalone --nproc-per-node={cluster.gpus_per_node} {script} "$@"'
+        return f"{_HEAD}{_STRICT}{_heap(target)}exec {line}\n"
     return (
         f"{_HEAD}"
         "# Run it on every node, with the same MASTER_ADDR.\n"
         f"{_STRICT}"
+        f"{_heap(target)}"
         ': "${MASTER_ADDR:?is the name or address of the first node}"\n'
         f"exec torchrun --nnodes={cluster.num_nodes} --nproc-per-node={cluster.gpus_per_node} \\\n"
         f'  --rdzv-id=train --rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:${{MASTER_PORT:-{PORT}}}" \\\n'
@@ -102,6 +120,7 @@ def slurm_script(target: Target) -> str:
         f"#SBATCH --gpus-per-node={cluster.gpus_per_node}\n"
         "# Partition, account, time and CPUs of a task are your site's: sbatch takes them on its command line.\n"
         f"{_STRICT}"
+        f"{_heap(target)}"
         'read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")\n'
         f'export MASTER_ADDR MASTER_PORT="${{MASTER_PORT:-{PORT}}}"\n'
         f"srun bash -c {shlex.quote(_TASK)} \\\n"

@@ -17,6 +17,9 @@ import pytest
 from dsplan.dsconfig.formats import FORMATS, render
 from dsplan.dsconfig.formats.target import Emission
 from dsplan.hardware import Cluster
+from dsplan.plan import Plan
+from dsplan.workload import Workload
+from dsplan.zero import ZeroConfig
 
 from .readers import CLUSTER, ONE_NODE, ROOT, target, written
 
@@ -26,7 +29,7 @@ SCRIPTS = ("launch_deepspeed", "launch_torchrun", "launch_slurm")
 #: Writes its arguments and the environment of a rank to calls.jsonl.
 _NOTE = f"""#!{sys.executable}
 import json, os, sys
-names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "MALLOC_MMAP_THRESHOLD_")
 call = [os.path.basename(sys.argv[0]), *sys.argv[1:]], {{name: os.environ.get(name) for name in names}}
 with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps(call) + "\\n")
@@ -138,6 +141,7 @@ def test_slurm_gives_each_task_what_deepspeed_reads(output: str, stand_ins: Path
         "WORLD_SIZE": "8",
         "MASTER_ADDR": "gpu07",
         "MASTER_PORT": "29500",
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
     }
     words = ["python", "train.py", "--deepspeed", "--deepspeed_config", output, "--seed", "1"]
     assert calls == [[words, environment]]
@@ -206,3 +210,26 @@ def test_the_launchers_own_parsers_take_every_line(tmp_path: Path) -> None:
             assert rest == ["hostfile" if hosts else None, hosts]
         else:
             assert rest == ([False, "c10d", "node-0:29500"] if cluster.num_nodes > 1 else [True, "static", ""])
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "slurm"])
+@pytest.mark.parametrize(("stage", "expected"), [(0, "1048576"), (2, "1048576"), (3, None)])
+def test_malloc_gives_back_a_model_that_was_built_on_the_host(
+    launcher: str, stage: int, expected: str | None, stand_ins: Path, tmp_path: Path
+) -> None:
+    """Stage 3 builds it on the device. What the user has set stays."""
+    plan = Plan(name="p", workload=Workload(), zero=ZeroConfig(stage=stage))
+    written("launch", target(plan, cluster=ONE_NODE), tmp_path / "a")
+    script = tmp_path / "a" / f"launch_{launcher}.sh"
+    job = {"SLURM_JOB_NODELIST": "gpu[07-08]"} if launcher == "slurm" else {}
+    for given, found in (({}, expected), ({"MALLOC_MMAP_THRESHOLD_": "4096"}, "4096")):
+        code, calls, error = start(script, stand_ins, **job, **given)
+        assert (code, error) == (0, "")
+        assert [environment["MALLOC_MMAP_THRESHOLD_"] for _, environment in calls] == [found]  # type: ignore[index, call-overload]
+
+
+def test_other_nodes_are_told_where_the_deepspeed_launcher_reads_it() -> None:
+    texts = {file.path.name: file.content for file in render("launch", target()).files}
+    assert "write MALLOC_MMAP_THRESHOLD_=1048576 there" in texts["launch_deepspeed.sh"]
+    alone = {file.path.name: file.content for file in render("launch", target(cluster=ONE_NODE)).files}
+    assert ".deepspeed_env" not in alone["launch_deepspeed.sh"]

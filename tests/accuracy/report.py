@@ -172,8 +172,8 @@ def summary() -> str:
     decided = {found.record for found in between.release_ranges()}
     lines += [
         "",
-        f"{len(decided)} more runs lie between two numbers, of which the higher is promised: torch's watchdog decides what",
-        "collectives hold. Measured with `verify --late-release`, the same run takes the higher one (docs/accuracy.md).",
+        f"{len(decided)} more runs lie between two numbers, the higher of which is promised: torch's watchdog decides",
+        "what collectives hold. With `verify --late-release` the same run takes the higher one (docs/accuracy.md).",
     ]
     return "\n".join([*lines, "", summary_of_dry_runs()])
 

@@ -7,6 +7,7 @@ Writes ``rank-R.json`` on success, ``failure-R.json`` when it fails, ``progress-
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import time
@@ -98,6 +99,8 @@ def as_rank(work: Callable[[RunSpec, Reporter], dict[str, Any]]) -> int:
 def train(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     """Run the steps of ``spec`` on this rank and return the rank's record."""
     reporter.stage("loading torch and DeepSpeed")
+    if spec.device == "fake":
+        gc.disable()  # until collector.begin: imports leave little garbage, and set off dozens of collections
     import torch
 
     if spec.device == "fake":
@@ -119,7 +122,7 @@ def train(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     from runner.probe import Probe
 
     if spec.device == "fake":
-        from runner.device.fake import lost
+        from runner.device.fake import collector, lost
         from runner.device.fake.aio import without_drive
 
         lost.tell(reporter.failure)
@@ -131,6 +134,8 @@ def train(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
     get_accelerator().manual_seed(spec.seed)
 
+    if spec.device == "fake":
+        collector.begin()
     probe = Probe(device)  # from here on resident memory is the run's
     started = time.perf_counter()
     reporter.phase = "init"

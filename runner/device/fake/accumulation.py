@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from runner.device.fake.hidden import in_backward
-from runner.device.fake.source import AUTOGRAD, caller
+from runner.device.fake.source import owner
 
 ADD = torch.ops.aten.add.Tensor
 _OPERANDS = 2
@@ -24,7 +24,7 @@ def adds_in_place(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
     It then adds in place (torch/csrc/autograd/input_buffer.cpp, ``accumulate``), but never while a dispatch mode
     watches. To be called from the mode itself.
     """
-    if kwargs or len(args) != _OPERANDS or not in_backward() or caller(2) != AUTOGRAD:
+    if kwargs or len(args) != _OPERANDS or not in_backward() or owner(2)[0] is not None:
         return False
     ours, theirs = args
     if not (isinstance(ours, FakeTensor) and isinstance(theirs, FakeTensor)) or ours.shape != theirs.shape:

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 import torch
 import torch.distributed
+from torch.distributed._meta_registrations import _META_FUNCTIONS
 
 #: What DeepSpeed asks for with ``async_op`` (deepspeed/comm/torch.py).
 NAMES = (
@@ -84,3 +85,21 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     return [each for each in value if isinstance(each, torch.Tensor)] if isinstance(value, (list, tuple)) else []
+
+
+def any_known(values: Any) -> bool:
+    """Whether the values of a tensor are known to fake tensors, which would forget them: a collective writes them."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            if any_known(value):
+                return True
+        elif isinstance(value, torch.Tensor) and getattr(value, "constant", True) is not None:
+            return True
+    return False
+
+
+#: torch's own shape functions of collectives: their first argument and a handle. Fake tensors come to the same after
+#: half a millisecond, which they do not remember, for the handle is no tensor.
+COLLECTIVES: dict[Any, Callable[..., Any]] = {
+    getattr(torch.ops.c10d, name).default: function for name, function in _META_FUNCTIONS.items()
+}

@@ -16,12 +16,26 @@ from typing import Any
 import torch
 
 _NAME = "torch._dynamo"
+_SOURCE = "torch._dynamo.source"  # imports the package's utilities, which take longest
 #: Submodules that do not need the package around them.
 _ALONE = frozenset({"config", "source", "utils"})
 
 
+class ConstantSource:
+    """In the place of torch._dynamo.source.ConstantSource: the name that fake tensors give a real one, which nobody
+    reads where no shapes are symbols (torch/_subclasses/meta_utils.py, MetaConverter.meta_tensor)."""
+
+    def __init__(self, source_name: str) -> None:
+        self.source_name = source_name
+
+
+class RandomValueSource:
+    """In the place of torch._dynamo.source.RandomValueSource, which fake tensors ask whether a source is one of them
+    (torch/_subclasses/fake_tensor.py, FakeTensorConverter.from_real_tensor)."""
+
+
 class _Postponed(ModuleType):
-    """A package that is run when something asks for what it lacks; some submodules are imported without."""
+    """A module that is run when something asks for what it lacks; some submodules are imported without."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system looks for what a package need not have
@@ -45,7 +59,7 @@ class _RunFirst:
 
 def _run(package: ModuleType) -> None:
     package.__class__ = ModuleType  # once: while it runs, what is missing is missing
-    for name in _PRETENDED:
+    for name in _PRETENDED[package.__name__]:
         delattr(package, name)
     spec = package.__spec__
     assert spec is not None
@@ -59,17 +73,23 @@ def postpone() -> None:
     torch imports it for its settings alone (torch/_subclasses/fake_tensor.py, FakeTensorMode.__init__), to keep it away
     from functions (torch/_compile.py, _disable_dynamo), and to tell it of steps and process groups (torch/optim/
     optimizer.py, _use_grad; torch/distributed/distributed_c10d.py, init_process_group), of which there is no need
-    where nothing is compiled.
+    where nothing is compiled. Fake tensors of real ones take two names from a submodule.
     """
-    spec = None if _NAME in sys.modules else importlib.util.find_spec(_NAME)
-    if spec is None:
+    if _NAME in sys.modules:
         return
-    package = importlib.util.module_from_spec(spec)
-    package.__class__ = _Postponed
-    vars(package).update(_PRETENDED)
-    sys.modules[_NAME] = vars(torch)["_dynamo"] = package
+    package = vars(torch)["_dynamo"] = _postponed(_NAME)
     sys.meta_path.insert(0, _RunFirst(package))
-    importlib.import_module(f"{_NAME}.source")  # fake tensors of real ones ask for it (FakeTensorConverter)
+    vars(package)["source"] = _postponed(_SOURCE)
+
+
+def _postponed(name: str) -> ModuleType:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__class__ = _Postponed
+    vars(module).update(_PRETENDED[name])
+    sys.modules[name] = module
+    return module
 
 
 def as_written(function: Any = None, *_: Any, **__: Any) -> Any:
@@ -88,8 +108,11 @@ def _nothing(*_: Any, **__: Any) -> None:
     """There is nothing to tell."""
 
 
-_PRETENDED: dict[str, Any] = {
-    "disable": as_written,
-    "graph_break": _nothing,
-    "trace_rules": SimpleNamespace(clear_lru_cache=_nothing),
+_PRETENDED: dict[str, dict[str, Any]] = {
+    _NAME: {
+        "disable": as_written,
+        "graph_break": _nothing,
+        "trace_rules": SimpleNamespace(clear_lru_cache=_nothing),
+    },
+    _SOURCE: {"ConstantSource": ConstantSource, "RandomValueSource": RandomValueSource},
 }

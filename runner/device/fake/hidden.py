@@ -173,3 +173,6 @@ _PARTS: dict[Any, Parts] = {
     aten.any.dim: _reducing(),
     aten.all.default: _reducing(),
 }
+
+#: Operators of which there is something to say here.
+HIDDEN = frozenset({*MATRIX_PRODUCTS, *_PARTS})

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch._meta_registrations
-from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._mode_utils import no_dispatch
 
 from dsplan.kernels import Kernels
@@ -30,6 +30,7 @@ from runner.device.fake.native import NativeOperator
 from runner.device.fake.softmax import half_to_float
 from runner.device.fake.streams import Stream
 from runner.device.fake.tracking import Tracker
+from runner.device.fake.views import get_item, narrow
 
 _ABSENT = object()
 _LONGEST_SHAPE = 8
@@ -134,15 +135,15 @@ def _of_fake_tensors(tracker: Tracker, device: torch.device) -> list[Patch]:
         Patch(
             FakeTensor,
             "narrow",
-            _narrow,
+            narrow,
             "stage 3 cuts every gathered parameter into a view for every rank (deepspeed/runtime/zero/"
             "partition_parameters.py), half a million of them on 512 ranks; a view takes no memory, and this is what "
-            "the dispatch of fake tensors comes to in the end, four times faster",
+            "the dispatch of fake tensors comes to in the end",
         ),
         Patch(
             FakeTensor,
             "__getitem__",
-            _get_item,
+            get_item,
             "as narrow: stage 3 cuts every gradient into a slice for every rank (deepspeed/runtime/comm/"
             "coalesced_collectives.py, reduce_scatter_coalesced)",
         ),
@@ -292,26 +293,6 @@ def _set_data(tensor: Any, value: Any) -> None:
     if isinstance(value, FakeTensor):
         tensor.fake_device = value.fake_device
         tensor.constant = None
-
-
-def _narrow(tensor: Any, dim: Any, start: Any, length: Any) -> Any:
-    """``torch.Tensor.narrow``; the short way for what autograd does not follow."""
-    if tensor.requires_grad or tensor.constant is not None or type(start) is not int or type(length) is not int:
-        return torch.Tensor.narrow(tensor, dim, start, length)
-    mode = tensor.fake_mode
-    with in_kernel_invocation_manager(mode):
-        view = torch.Tensor.narrow(tensor, dim, start, length)
-    return FakeTensor(mode, view, tensor.fake_device)
-
-
-def _get_item(tensor: Any, index: Any) -> Any:
-    """``tensor[start:stop]`` the short way; a list of indices through the host, where torch would ask for a kernel."""
-    if isinstance(index, tuple) and any(type(each) is list for each in index):
-        index = tuple(torch.tensor(each).to(tensor.device) if type(each) is list else each for each in index)
-    if type(index) is not slice or index.step is not None or not tensor.shape:
-        return torch.Tensor.__getitem__(tensor, index)
-    start, stop, _ = index.indices(tensor.shape[0])
-    return _narrow(tensor, 0, start, max(stop - start, 0))
 
 
 def _apply(module: Any, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:

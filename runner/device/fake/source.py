@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import FrameType
+from types import CodeType, FrameType
 
 AUTOGRAD = ("autograd", "autograd")
 
@@ -25,21 +25,29 @@ def caller(depth: int = 1) -> tuple[str, str]:
     A backward pass that torch drives itself is ``AUTOGRAD``: the operator then says more than the line that
     began the pass.
     """
+    return named(*owner(depth + 1))
+
+
+def owner(depth: int = 1) -> tuple[CodeType | None, int]:
+    """The code and the line of the nearest owner, as :func:`caller` counts; (None, 0) for autograd's engine."""
     frame: FrameType | None = sys._getframe(depth + 1)
     while frame is not None:
-        code = frame.f_code
+        filename = frame.f_code.co_filename
         try:
-            owner = _known[code.co_filename]
+            found = _known[filename]
         except KeyError:
-            owner = _known[code.co_filename] = _owner(code.co_filename)
-        if owner is not None:
-            if owner == "":
-                return AUTOGRAD
-            return getattr(
-                code, "co_qualname", code.co_name
-            ), f"{owner}:{frame.f_lineno}"  # Python 3.10 has no co_qualname
+            found = _known[filename] = _owner(filename)
+        if found is not None:
+            return (frame.f_code, frame.f_lineno) if found else (None, 0)
         frame = frame.f_back
-    return AUTOGRAD  # a thread of its own, with no Python below
+    return None, 0  # a thread of its own, with no Python below
+
+
+def named(code: CodeType | None, line: int) -> tuple[str, str]:
+    """What :func:`caller` says of a code and a line that :func:`owner` has found."""
+    if code is None:
+        return AUTOGRAD
+    return getattr(code, "co_qualname", code.co_name), f"{_known[code.co_filename]}:{line}"  # 3.10 has no co_qualname
 
 
 def _owner(filename: str) -> str | None:

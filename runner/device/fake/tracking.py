@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import CodeType
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from runner.device.fake import lost
 from runner.device.fake.accumulation import ADD, adds_in_place
 from runner.device.fake.answers import Answers
-from runner.device.fake.hidden import Workspaces, transients
+from runner.device.fake.collectives import COLLECTIVES, any_known
+from runner.device.fake.hidden import HIDDEN, Workspaces, transients
+from runner.device.fake.light import fake, template_of
 from runner.device.fake.memory import DEVICE, LOCKED, PAGEABLE, PINNED, Allocation, Cause, Memory
-from runner.device.fake.source import caller
+from runner.device.fake.recall import Known, Recall
+from runner.device.fake.source import named, owner
 
 aten = torch.ops.aten
 _DEVICE_OF = torch.ops.prim.device.default
@@ -27,7 +31,11 @@ _COPY = aten.copy_.default
 _CAT = aten.cat.default
 #: Tensors, from where on fake tensors take longer to look up what is known of a concatenation than it takes.
 _MANY = 8
+#: Uninitialised instead: of a fake tensor nobody sees the difference. What fake tensors do for these is written in
+#: Python (torch/_refs, ones), and would come back to torch.full and torch.empty, which zero.Init has replaced by
+#: constructors that cast.
 _FILLED = frozenset({aten.ones.default, aten.zeros.default})
+_EMPTY = aten.empty.memory_format
 _CASTS = frozenset({aten._to_copy.default, _COPY})
 #: Takes its mask before its output (aten/src/ATen/native/cuda/Dropout.cu, dropout_cuda), and returns them in that order
 #: reversed: which of them gets a cached block depends on it.
@@ -68,6 +76,8 @@ class Tracker(TorchDispatchMode):
         self.answers = answers
         self._workspaces = workspaces
         self._one_pool = device_type == "cpu"
+        self._recall = Recall()
+        self._causes: dict[tuple[Any, int, int], tuple[Cause, CodeType | None]] = {}
         self._held: dict[int, _Reference] = {}
         self._busy = False
         self._died: list[_Reference] = []
@@ -79,6 +89,8 @@ class Tracker(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is _DEVICE_OF and type(args[0]) is FakeTensor:  # C++ asks for it before almost every operator
+            return args[0]._fake_device
         try:
             return self._run(func, args, kwargs)
         except BaseException as error:
@@ -86,8 +98,6 @@ class Tracker(TorchDispatchMode):
             raise
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-        if func is _DEVICE_OF:
-            return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args)
         if func is _ITEM and getattr(args[0], "constant", None) is None:
             return self.answers.item(args[0])
         if func is _EQUAL:
@@ -97,21 +107,19 @@ class Tracker(TorchDispatchMode):
             return args[0]
         kwargs = dict(kwargs) if kwargs else {}
         pinned = kwargs.pop("pin_memory", None) is True and not self._one_pool
-        elsewhere = bool(args) and (func in _CASTS or kwargs.get("device") is not None)
-        constant = getattr(args[0], "constant", None) if elsewhere else None
+        known = None
         if func in _FILLED:
-            result = _filled(args, kwargs)
+            wanted = {name: value for name, value in kwargs.items() if value is not None}
+            result, known = self._recall.answer(_EMPTY, args, wanted, _long_way)
         elif func is _CAT and len(args[0]) > _MANY:
             result = _cat(*args, **kwargs)
-        elif constant is not None:  # fake tensors would compute it, for which the pretend device has no kernels
-            args[0].constant = None
-            result = func(*args, **kwargs)
-            args[0].constant = constant
+        elif func in COLLECTIVES and not kwargs and not any_known(args):
+            result = COLLECTIVES[func](*args)
         else:
-            result = func(*args, **kwargs)
-        if func is _COPY:
-            _copy_number(args[0], args[1])
-        self._see_results(func, args, kwargs, result, PINNED if pinned else LOCKED if _LOCKS.get() else PAGEABLE)
+            result, known = self._recall.answer(func, args, kwargs, _long_way)
+        self._see_results(func, result, PINNED if pinned else LOCKED if _LOCKS.get() else PAGEABLE)
+        if func in HIDDEN and not self._one_pool:
+            self._see_hidden(func, args, kwargs, result, known)
         return result
 
     def place_of(self, tensor: torch.Tensor) -> str | None:
@@ -125,9 +133,7 @@ class Tracker(TorchDispatchMode):
         if reference is not None and reference.allocation.place == DEVICE:
             self._memory.allocator.record_stream(reference.allocation.block, stream)
 
-    def _see_results(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, host_place: str
-    ) -> None:
+    def _see_results(self, func: Callable[..., Any], result: Any, host_place: str) -> None:
         cause: Cause | None = None
         leaves = result if isinstance(result, (tuple, list)) else (result,)
         for leaf in reversed(leaves) if func is _DROPOUT else leaves:
@@ -143,18 +149,33 @@ class Tracker(TorchDispatchMode):
                 self._release(known)
             place = DEVICE if leaf.fake_device.type == self._device_type else host_place
             self._hold(storage, key, size, place, cause, leaf.dtype)
-        if self._one_pool:
-            return
+
+    def _see_hidden(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, known: Known | None
+    ) -> None:
+        """What the kernel takes beside its results; where the arguments are like earlier ones, so is that."""
         for wanted in self._workspaces.wanted(func, args, self._memory.stream):
             self._memory.allocate(DEVICE, wanted, Cause("workspace", "matrix library", "CublasHandlePool.cpp"))
-        for taken in transients(func, args, kwargs, result, self._workspaces.kernels):
-            held = [self._memory.allocate(place, size, cause or self._cause(func)) for place, size in taken]
+        parts = None if known is None else known.taken
+        if parts is None:
+            parts = list(transients(func, args, kwargs, result, self._workspaces.kernels))
+            if known is not None:
+                known.taken = parts
+        if not parts:
+            return
+        cause = self._cause(func)
+        for part in parts:
+            held = [self._memory.allocate(place, size, cause) for place, size in part]
             for allocation in reversed(held):
                 self._memory.free(allocation)
 
     def _cause(self, func: Callable[..., Any]) -> Cause:
-        function, where = caller(3)
-        return Cause(str(func).removeprefix("aten."), function, where)
+        code, line = owner(3)
+        found = self._causes.get((func, id(code), line))
+        if found is None:
+            found = Cause(str(func).removeprefix("aten."), *named(code, line)), code  # which keeps its id its own
+            self._causes[func, id(code), line] = found
+        return found[0]
 
     def _hold(self, storage: Any, key: int, size: int, place: str, cause: Cause, dtype: torch.dtype) -> None:
         self._busy = True
@@ -181,12 +202,19 @@ class Tracker(TorchDispatchMode):
         self._memory.free(reference.allocation)
 
 
-def _filled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Uninitialised: of a fake tensor nobody sees the difference. What fake tensors do instead is written in Python
-    (torch/_refs, ones), and would come back to torch.full and torch.empty, which zero.Init has replaced by constructors
-    that cast."""
-    wanted = {name: value for name, value in kwargs.items() if value is not None}
-    return aten.empty.memory_format(*args, **wanted)
+def _long_way(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As fake tensors answer it, but that they keep what is known of numbers when those are copied or moved."""
+    elsewhere = bool(args) and (func in _CASTS or kwargs.get("device") is not None)
+    constant = getattr(args[0], "constant", None) if elsewhere else None
+    if constant is None:
+        result = func(*args, **kwargs)
+    else:  # fake tensors would compute it, for which the pretend device has no kernels
+        args[0].constant = None
+        result = func(*args, **kwargs)
+        args[0].constant = constant
+    if func is _COPY:
+        _copy_number(args[0], args[1])
+    return result
 
 
 def _cat(tensors: list[Any], dim: int = 0) -> Any:
@@ -196,7 +224,7 @@ def _cat(tensors: list[Any], dim: int = 0) -> Any:
         return _CAT(tensors, dim)
     with in_kernel_invocation_manager(first.fake_mode):
         joined = _CAT(tensors, dim)
-    return FakeTensor(first.fake_mode, joined, first.fake_device)
+    return fake(joined, template_of(first.fake_mode, first.fake_device))
 
 
 def _copy_number(target: Any, source: Any) -> None:

@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 ABSENT = "absent"
+#: Parts of torch's compiler that take long to import.
+_COMPILER = ("torch._dynamo.convert_frame", "torch._dynamo.utils", "torch._inductor")
 
 
 def importing() -> list[str]:
@@ -139,9 +141,10 @@ def postponing() -> dict[str, Any]:
     weight.grad = torch.zeros_like(weight)
     torch.optim.AdamW([weight]).step()
     compiler = sys.modules["torch._dynamo"]
+    assert torch.tensor([1, 2]).to("pretend").shape == (2,)  # made from a real tensor
     before = {
         "shape": list(muon_update(weight.grad, torch.zeros_like(weight)).shape),
-        "loaded": [name for name in ("torch._dynamo.convert_frame", "torch._inductor") if name in sys.modules],
+        "loaded": [name for name in _COMPILER if name in sys.modules],
         "is_the_package": torch._dynamo is compiler,
     }
     asked = torch._dynamo.is_compiling()  # what the stand-in lacks

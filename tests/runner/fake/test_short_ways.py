@@ -9,15 +9,15 @@ pytest.importorskip("torch")
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from runner.device.fake.patches import _get_item, _narrow
 from runner.device.fake.tracking import _cat
+from runner.device.fake.views import get_item, narrow
 
 
 @pytest.mark.parametrize("arguments", [(0, 3, 4), (0, 0, 0), (-1, 2, 5), (1, -4, 2), (0, 6, 0)])
 def test_a_narrowed_tensor_is_the_same_view(arguments: tuple[int, int, int]) -> None:
     with FakeTensorMode():
         tensor = torch.empty(8, 9, dtype=torch.bfloat16)[::1, 1:]
-        expected, found = torch.Tensor.narrow(tensor, *arguments), _narrow(tensor, *arguments)
+        expected, found = torch.Tensor.narrow(tensor, *arguments), narrow(tensor, *arguments)
     assert type(found) is type(expected) is FakeTensor
     for attribute in ("shape", "dtype", "device", "layout", "requires_grad"):
         assert getattr(found, attribute) == getattr(expected, attribute)
@@ -31,7 +31,7 @@ def test_a_narrowed_tensor_is_the_same_view(arguments: tuple[int, int, int]) -> 
 def test_a_slice_is_the_same_view(index: object) -> None:
     with FakeTensorMode():
         tensor = torch.empty(8, 9)
-        expected, found = torch.Tensor.__getitem__(tensor, index), _get_item(tensor, index)
+        expected, found = torch.Tensor.__getitem__(tensor, index), get_item(tensor, index)
     assert type(found) is FakeTensor
     assert (found.shape, found.stride()) == (expected.shape, expected.stride())
     assert found.storage_offset() == expected.storage_offset()
@@ -45,13 +45,13 @@ def test_what_cannot_be_narrowed_is_the_same_error(arguments: tuple[int, int, in
         with pytest.raises((IndexError, RuntimeError)) as expected:
             torch.Tensor.narrow(tensor, *arguments)
         with pytest.raises(type(expected.value)):
-            _narrow(tensor, *arguments)
+            narrow(tensor, *arguments)
 
 
 def test_what_autograd_follows_goes_the_long_way() -> None:
     with FakeTensorMode():
         tensor = torch.empty(8, requires_grad=True)
-        assert _narrow(tensor, 0, 1, 2).grad_fn is not None
+        assert narrow(tensor, 0, 1, 2).grad_fn is not None
 
 
 def test_tensors_are_joined_as_by_torch() -> None:

@@ -263,7 +263,7 @@ class _Embedding(_Piece):
         t = self.tape
         if not (t.kernels.accumulates_in_place and t.kernels.zero3_linear):
             t.allocate(gradient.size, operators.PARAMETER_GRADIENT)
-            t.events.append((FREE, gradient.size, gradient.term))
+            t.events.append((FREE, int(gradient.size), gradient.term))  # a plain number: not this one's, the head's
         t.release(gradient)
 
 
@@ -290,22 +290,22 @@ class _Head(_Piece):
 def _record(piece: _Piece | decoders.Piece) -> Program:
     """Run a piece forward and backward on its tape.
 
-    A minGPT's input is held by what came before; a decoder's piece frees its input, and its output is not its own.
+    A piece frees its input, where autograd lets go of it, and its output is not its own.
     """
     t = piece.tape
-    owns = isinstance(piece, decoders.Piece)
+    stream = decoders.STREAM if isinstance(piece, decoders.Piece) else STREAM
     starts = isinstance(piece, (_Embedding, decoders.Embedding))
     # A plain number: what one piece allocates and another frees has no identity in either.
     size = int(t.kernels.rounded(piece.stream_bytes))
-    x = Tensor(Storage(size, decoders.STREAM if owns else STREAM, silent=starts or not owns))
+    x = Tensor(Storage(size, stream, silent=starts))
     start = len(t.events)
     out = piece.forward(x)
+    t.drop(x)
     turn = len(t.events)
     if isinstance(piece, (_Head, decoders.Head)):  # the loss is the model's output: its backward is the first
         t.mark(ENTER_BACKWARD, ROOT)
-    elif owns:
+    else:
         _hand_over(t, out.storage)
-    # A block's output lives on as the next one's saved input, whose backward ends before this one's starts.
     gradient = t.allocate(out.storage.size, BACKWARD)
     t.drop(out)
     t.run_backward(out, gradient)

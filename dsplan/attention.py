@@ -54,6 +54,11 @@ class AttentionShape:
         return self.element_bytes * self.batch * self.length * self.heads * self.head_width
 
     @property
+    def is_one_head(self) -> bool:
+        """Whether a sample's heads lie as ``c_attn`` made them and ``c_proj`` takes them: nothing has to be copied."""
+        return self.heads == 1
+
+    @property
     def num_scores(self) -> int:
         return self.batch * self.heads * self.length**2
 
@@ -91,7 +96,7 @@ def eager(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
         d_v = t.take_gradient(value)
         assert d_v is not None
         # That of the keys comes transposed (bmm's backward), and so does that of the values: they are copied.
-        _concatenate_gradients(t, qkv, [d_v, d_k, d_q], copies=2, size=one)
+        _concatenate_gradients(t, qkv, [d_v, d_k, d_q], copies=0 if shape.is_one_head else 2, size=one)
 
     t.node(probabilities, backward_scores)
     dropped = t.module(
@@ -104,14 +109,13 @@ def eager(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
     t.drop(probabilities)
     v = head_first(t, qkv, shape)
     kept_v, kept_dropped = t.save(v), t.save(dropped)
-    heads_first = t.tensor(one, WORKING)
+    out = t.tensor(one, CONTEXT if shape.is_one_head else WORKING)
     t.drop(v, dropped)
-    out = t.tensor(one, CONTEXT)
-    t.drop(heads_first, value)
+    out = side_by_side(t, out, shape)
+    t.drop(value)
 
     def backward_values(gradient: Storage) -> None:
-        d_heads_first = t.allocate(one, BACKWARD)
-        t.release(gradient)
+        d_heads_first = heads_first_gradient(t, gradient, shape)
         d_v = t.allocate(one, BACKWARD)
         d_dropped = t.allocate(scores, BACKWARD)
         t.release(d_heads_first)
@@ -125,9 +129,28 @@ def eager(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
 def head_first(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
     """Queries, keys or values with samples and heads as one dimension, as ``bmm`` takes them.
 
-    Of several samples that is a copy; of one it is a view, which holds what ``c_attn`` made (aten matmul, reshape).
+    Of several samples that is a copy; of one sample, or one head, it is a view, which holds what ``c_attn`` made (aten
+    matmul, reshape).
     """
-    return t.view(qkv.storage) if shape.batch == 1 else t.tensor(shape.values_bytes, QKV)
+    return t.view(qkv.storage) if shape.batch == 1 or shape.is_one_head else t.tensor(shape.values_bytes, QKV)
+
+
+def side_by_side(t: Tape, heads_first: Tensor, shape: AttentionShape) -> Tensor:
+    """``y.transpose(1, 2).contiguous()`` of what ``bmm`` made, in its place; of one head it is that tensor itself."""
+    if shape.is_one_head:
+        return heads_first
+    out = t.tensor(shape.values_bytes, CONTEXT)
+    t.drop(heads_first)
+    return out
+
+
+def heads_first_gradient(t: Tape, gradient: Storage, shape: AttentionShape) -> Storage:
+    """Backward of :func:`side_by_side` as ``bmm`` takes it, in the place of ``gradient``: as :func:`head_first`."""
+    if shape.batch == 1 or shape.is_one_head:
+        return gradient
+    found = t.allocate(shape.values_bytes, BACKWARD)
+    t.release(gradient)
+    return found
 
 
 def fused(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:

@@ -18,6 +18,7 @@ EXIT_RUN_FAILED = 5  # a run crashed, or broke off without a record
 EXIT_TIMEOUT = 6  # a run did not end within --timeout
 EXIT_MISSING_EXTRA = 7  # torch and deepspeed are not installed
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # who read the output has closed it, as `| head` does: 128 and SIGPIPE
 
 
 class DsplanError(Exception):

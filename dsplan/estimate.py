@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 from dsplan.catalogue import accelerators
 from dsplan.errors import InputError
 from dsplan.hardware import Accelerator, Cluster
-from dsplan.kernels import FLASH, kernels_of
-from dsplan.ladder import largest_below, largest_that_fits
-from dsplan.ledger import MemoryTerm
+from dsplan.ladder import OnRung, largest_batch, longest_sequence
 from dsplan.model import ModelShape
-from dsplan.overhead import device_overhead, with_fragmentation
 from dsplan.plan import Plan
 from dsplan.recommend import recommend
-from dsplan.units import format_bytes
-from dsplan.verdict.host import host_estimate, judge_host
-from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, UNKNOWN, Pressed, firmly, fits_firmly, press
+from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, UNKNOWN, Pressed
 from dsplan.verdict.remedies import Remedy, proposals
 from dsplan.verdict.rows import (
     BY_BOUND,
@@ -31,11 +24,7 @@ from dsplan.verdict.rows import (
     HostEstimate,
     PlanEstimate,
 )
-from dsplan.verdict.swap import pool_bytes
-from dsplan.walk import FIRST_STEP, STEADY_STATE, WalkResult, capacity_of, walk
-
-if TYPE_CHECKING:
-    from dsplan.verdict.judge import Candidates
+from dsplan.verdict.walked import Walked, overhead_of, verdict_of
 
 __all__ = [
     "BY_BOUND",
@@ -54,11 +43,6 @@ __all__ = [
     "overhead_of",
 ]
 
-INIT = "init"
-#: Kinds of devices whose memory torch's caching allocator manages by the rules that are replayed.
-REPLAYED = ("cuda", "rocm")
-STAGE_THAT_CHECKS = 3  # whose overflow check of fp16 gradients loads kernels of its own
-
 
 def estimate(
     model: ModelShape,
@@ -70,6 +54,8 @@ def estimate(
     closely: bool = False,
     exactly: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    on_rung: OnRung | None = None,
+    over: Callable[[Callable[[Plan], PlanEstimate], Sequence[Plan]], Iterable[PlanEstimate]] = map,
 ) -> Estimate:
     """Walk every plan and judge it.
 
@@ -84,34 +70,49 @@ def estimate(
             would help a plan that does not fit.
         exactly: also find the longest sequence.
         on_progress: called with (plans done, plans in all).
+        on_rung: called with a few words before each rung of a ladder and each remedy, of which one plan may have many.
+        over: works on every plan, in order: ``map``, or what does so on several processes.
     """
-    rows = []
-    for index, plan in enumerate(plans):
-        rows.append(
-            _estimate_plan(model, plan, cluster, explain=explain, ladder=ladder, closely=closely, exactly=exactly)
+
+    def estimated(plan: Plan) -> PlanEstimate:
+        return _estimate_plan(
+            model, plan, cluster, explain=explain, ladder=ladder, closely=closely, exactly=exactly, on_rung=on_rung
         )
+
+    rows = []
+    for row in over(estimated, plans):
+        rows.append(row)
         if on_progress is not None:
-            on_progress(index + 1, len(plans))
+            on_progress(len(rows), len(plans))
     name, reason = recommend([(row.plan.name, row.verdict, row.fits_on) for row in rows], cluster)
     return Estimate(model=model, cluster=cluster, plans=tuple(rows), recommended=name, recommendation_reason=reason)
 
 
 def _estimate_plan(
-    model: ModelShape, plan: Plan, cluster: Cluster, *, explain: bool, ladder: bool, closely: bool, exactly: bool
+    model: ModelShape,
+    plan: Plan,
+    cluster: Cluster,
+    *,
+    explain: bool,
+    ladder: bool,
+    closely: bool,
+    exactly: bool,
+    on_rung: OnRung | None,
 ) -> PlanEstimate:
     _check_sequence(model, plan)
-    walked = _Walked(model, plan, cluster)
+    walked = Walked(model, plan, cluster)
     device, host = walked.counted(however_large=closely or exactly), walked.host
 
     def overhead_on(card: Accelerator) -> int:
         return overhead_of(model, plan, card, cluster.world_size, host.pinned_bytes)
 
     pressed = walked.pressed(closely=closely)
-    verdict, reason, headroom = _judge(device, host, cluster, pressed)
+    verdict, reason, headroom = verdict_of(device, host, cluster, pressed)
     largest = longest = None
     if (ladder or exactly) and cluster.accelerator is not None and cluster.accelerator.memory_bytes is not None:
-        largest = _largest_batch(model, plan, cluster, fits=verdict == FITS, exactly=closely or exactly)
-        longest = _longest_sequence(model, plan, cluster, fits=verdict == FITS) if exactly else None
+        fits = verdict == FITS
+        largest = largest_batch(model, plan, cluster, fits=fits, exactly=closely or exactly, on_rung=on_rung)
+        longest = longest_sequence(model, plan, cluster, fits=fits, on_rung=on_rung) if exactly else None
     return PlanEstimate(
         plan=plan,
         device=device,
@@ -123,14 +124,22 @@ def _estimate_plan(
         max_micro_batch_size=largest,
         max_sequence_length=longest,
         terms=walked.terms(device.peak_bytes) if explain or (closely and verdict == DOES_NOT_FIT) else (),
-        remedies=_remedies(model, plan, cluster, walked, pressed) if closely and verdict not in (FITS, UNKNOWN) else (),
+        remedies=()
+        if not closely or verdict in (FITS, UNKNOWN)
+        else _remedies(model, plan, cluster, walked, pressed, on_rung=on_rung),
         judged_by=BY_BOUND if pressed is None else BY_PEAK if pressed.reserved_bytes is None else BY_REPLAY,
         pressed=pressed,
     )
 
 
 def _remedies(
-    model: ModelShape, plan: Plan, cluster: Cluster, walked: _Walked, pressed: Pressed | None
+    model: ModelShape,
+    plan: Plan,
+    cluster: Cluster,
+    walked: Walked,
+    pressed: Pressed | None,
+    *,
+    on_rung: OnRung | None,
 ) -> tuple[Remedy, ...]:
     """Every change that saves memory, with its verdict. What it saves is of the peak; of the allocator's settings, of
     what the run can live with."""
@@ -138,9 +147,11 @@ def _remedies(
         return ()
     found = []
     for proposal in proposals(plan, cluster.allocator, world_size=cluster.world_size):
+        if on_rung is not None:
+            on_rung(f"{plan.name}: {proposal.change}")
         changed = replace(cluster, allocator=proposal.allocator)
         try:
-            other = _Walked(model, proposal.plan, changed)
+            other = Walked(model, proposal.plan, changed)
             settings = proposal.allocator != cluster.allocator
             judged = other.pressed(closely=settings)
         except InputError:  # this plan cannot be had with that change
@@ -149,99 +160,9 @@ def _remedies(
         if settings and pressed is not None and judged is not None:
             saved = (pressed.least_bytes or 0) - (judged.least_bytes or 0)
         if saved > 0:
-            verdict = _judge(other.device, other.host, changed, judged)[0]
+            verdict = verdict_of(other.device, other.host, changed, judged)[0]
             found.append(Remedy(change=proposal.change, saved_bytes=saved, verdict=verdict))
     return tuple(found)
-
-
-class _Walked:
-    """One plan walked on the cluster, and what its verdict rests on."""
-
-    def __init__(self, model: ModelShape, plan: Plan, cluster: Cluster) -> None:
-        self._model, self._plan, self._cluster = model, plan, cluster
-        self._capacity = capacity_of(cluster.accelerator, cluster.world_size)
-        kernels = kernels_of(cluster.accelerator)
-        result = walk(model, plan, cluster.world_size, kernels, capacity_bytes=self._capacity)
-        self._result = result
-        self.device = _device(model, plan, result, cluster)
-        self.host = host_estimate(model, plan, cluster, result, kernels)
-
-    def counted(self, *, however_large: bool) -> DeviceEstimate:
-        """The device as its allocator counts; for a small model that takes some milliseconds more."""
-        from dsplan.verdict.counted import counted
-
-        model, plan, cluster = self._model, self._plan, self._cluster
-        kernels = kernels_of(cluster.accelerator)
-        result = counted(
-            model,
-            plan,
-            cluster.world_size,
-            kernels,
-            self._result,
-            capacity_bytes=self._capacity,
-            however_large=however_large,
-        )
-        return self.device if result is self._result else _device(model, plan, result, cluster)
-
-    def terms(self, counted_bytes: int) -> tuple[MemoryTerm, ...]:
-        """What is live at the walk's peak, and what the allocator counts beside it; together ``counted_bytes``."""
-        from dsplan.verdict.counted import unsplit
-
-        found = _terms(self._model, self._plan, self._cluster, self.device)
-        rest = counted_bytes - self.device.peak_bytes
-        return (*found, unsplit(rest)) if rest else found
-
-    @property
-    def offered_bytes(self) -> int | None:
-        """What the device has for torch's allocator; None: not known, or no such allocator is replayed."""
-        accelerator = self._cluster.accelerator
-        if accelerator is None or accelerator.usable_bytes is None:
-            return None
-        if accelerator.kind not in REPLAYED or self._plan.ddp:
-            return None
-        return accelerator.usable_bytes - self.device.overhead_bytes
-
-    @cached_property
-    def _candidates(self) -> Candidates:
-        from dsplan.verdict.candidates import candidates
-
-        cluster = self._cluster
-        return candidates(self._model, self._plan, cluster.world_size, cluster.accelerator, cluster.allocator)
-
-    def pressed(self, *, closely: bool = False) -> Pressed | None:
-        """What replays of the allocator say; None where none is made."""
-        offered = self.offered_bytes
-        if offered is None:
-            return None
-        pressed = press(self._candidates, self.device.peak_bytes, offered, closely=closely)
-        return firmly(pressed, self.device.peak_bytes, self._plan.workload.micro_batch_size, self._with_batch)
-
-    def _with_batch(self, micro_batch_size: int) -> tuple[Candidates, int]:
-        """The candidates and the allocated peak with another micro batch."""
-        workload = replace(self._plan.workload, micro_batch_size=micro_batch_size)
-        other = _Walked(self._model, replace(self._plan, workload=workload), self._cluster)
-        return other._candidates, other.device.peak_bytes
-
-    def fits(self) -> bool:
-        """Whether the verdict is ``fits``, with as few replays as that takes."""
-        offered = self.offered_bytes
-        if offered is None:
-            return _judge(self.device, self.host, self._cluster, None)[0] == FITS
-        if judge_host(self.host, self._cluster).verdict != FITS:
-            return False
-        size = self._plan.workload.micro_batch_size
-        return fits_firmly(self._candidates, self.device.peak_bytes, offered, size, self._with_batch)
-
-    def is_bounded(self) -> bool:
-        """Whether it fits also with the fragmentation that runs under a cap have needed at most."""
-        return _judge(self.device, self.host, self._cluster)[0] == FITS
-
-    def is_possible(self) -> bool:
-        """Whether the device has room for the allocated peak, and the node for the host's memory."""
-        offered = self.offered_bytes
-        if offered is None:
-            return self.fits()
-        return self.device.peak_bytes <= offered and judge_host(self.host, self._cluster).verdict != DOES_NOT_FIT
 
 
 def _check_sequence(model: ModelShape, plan: Plan) -> None:
@@ -252,92 +173,6 @@ def _check_sequence(model: ModelShape, plan: Plan) -> None:
         )
 
 
-def overhead_of(
-    model: ModelShape, plan: Plan, accelerator: Accelerator | None, world_size: int, pinned_bytes: int
-) -> int:
-    """Device memory of a rank outside torch's allocator, in bytes; see :func:`dsplan.overhead.device_overhead`.
-
-    ``pinned_bytes`` is its page-locked host memory; the device maps what CUDA pins of it.
-    """
-    workload = plan.workload
-    kernel = kernels_of(accelerator).attention_kernel(element_bytes=workload.element_bytes, dropout=model.dropout)
-    return device_overhead(
-        accelerator,
-        world_size,
-        pinned_bytes=pool_bytes(model, plan, world_size, pinned_bytes),
-        flash_attention=model.attention == "sdpa" and kernel == FLASH,
-        fp16_stage3=plan.zero.stage == STAGE_THAT_CHECKS and workload.precision == "fp16",
-    )
-
-
-def _device(model: ModelShape, plan: Plan, result: WalkResult, cluster: Cluster) -> DeviceEstimate:
-    by_name = {step.name: step for step in result.steps}
-    highest = max(result.steps, key=lambda step: step.peak_bytes)
-    phase = highest.peak_phase
-    overhead = overhead_of(model, plan, cluster.accelerator, cluster.world_size, result.pinned_bytes)
-    return DeviceEstimate(
-        phases={INIT: by_name[INIT].phases[INIT], **by_name[STEADY_STATE].phases},
-        first_step=by_name[FIRST_STEP].phases,
-        peak_bytes=highest.peak_bytes,
-        peak_phase=phase,
-        peak_step=highest.name,
-        peak_moment=highest.phases[phase].peak_moment,
-        steps_peak_bytes=max(step.peak_bytes for step in result.steps if step.name != INIT),
-        overhead_bytes=overhead,
-        device_bytes=highest.peak_bytes + overhead,
-        device_bound_bytes=with_fragmentation(highest.peak_bytes) + overhead,
-    )
-
-
-def _judge(
-    device: DeviceEstimate, host: HostEstimate, cluster: Cluster, pressed: Pressed | None = None
-) -> tuple[str, str, int | None]:
-    """Verdict, reason and headroom on the cluster's own device and host.
-
-    Without ``pressed`` the fragmentation that runs under a cap have needed stands for the replay.
-    """
-    accelerator = cluster.accelerator
-    if accelerator is None or accelerator.usable_bytes is None:
-        return UNKNOWN, "", None
-    headroom = accelerator.usable_bytes - device.device_bytes
-    if headroom < 0:
-        where = f"in {device.peak_phase}, {device.peak_moment}"
-        verdict, reason = DOES_NOT_FIT, f"the device is short by {format_bytes(-headroom)} {where}"
-    elif pressed is not None:
-        verdict, reason, headroom = _judge_pressed(pressed, headroom)
-    elif device.device_bound_bytes > accelerator.usable_bytes:
-        short = device.device_bound_bytes - accelerator.usable_bytes
-        verdict, reason = TIGHT, f"fragmentation may need up to {format_bytes(short)} more than there is"
-    else:
-        verdict, reason = FITS, ""
-    on_host = judge_host(host, cluster)
-    if on_host.outranks(verdict):
-        verdict, reason = on_host.verdict, on_host.reason
-    return verdict, reason, headroom
-
-
-def _judge_pressed(pressed: Pressed, headroom: int) -> tuple[str, str, int]:
-    """The same for a plan that was replayed; ``headroom`` is what it has above its allocated peak."""
-    if pressed.need_bytes is not None:
-        headroom = pressed.offered_bytes - pressed.need_bytes
-    if pressed.verdict == DOES_NOT_FIT:
-        return DOES_NOT_FIT, _fragmentation(pressed), min(headroom, -1)
-    if pressed.verdict == FITS:
-        return FITS, "", headroom
-    if pressed.doubt:
-        return TIGHT, pressed.doubt, headroom
-    asked = format_bytes(pressed.margin_bytes)
-    return TIGHT, f"{format_bytes(max(headroom, 0))} would be left, and fits asks for {asked}", headroom
-
-
-def _fragmentation(pressed: Pressed) -> str:
-    """Why a plan does not fit whose tensors would."""
-    assert pressed.least_bytes is not None
-    assert pressed.moment is not None
-    short = format_bytes(max(pressed.least_bytes - pressed.offered_bytes, 0))
-    return f"the device is short by {short} in {pressed.moment.where}: its tensors have room, but not in one piece"
-
-
 def _cards(device: DeviceEstimate, overhead_on: Callable[[Accelerator], int]) -> tuple[str, ...]:
     """Catalogued accelerators on which the plan fits, smallest memory first."""
 
@@ -346,47 +181,3 @@ def _cards(device: DeviceEstimate, overhead_on: Callable[[Accelerator], int]) ->
 
     cards = [card for card in accelerators() if card.usable_bytes is not None and need(card) <= card.usable_bytes]
     return tuple(card.name for card in sorted(cards, key=lambda card: card.usable_bytes or 0))
-
-
-def _largest_batch(model: ModelShape, plan: Plan, cluster: Cluster, *, fits: bool, exactly: bool) -> int:
-    """The largest micro batch that is called ``fits``.
-
-    ``exactly``: by replays, below what the allocated peak allows. Else by the closed bound on fragmentation, which the
-    plan's own verdict (``fits``) overrules.
-    """
-
-    def walked(micro_batch_size: int) -> _Walked:
-        workload = replace(plan.workload, micro_batch_size=micro_batch_size)
-        return _Walked(model, replace(plan, workload=workload), cluster)
-
-    known = plan.workload.micro_batch_size
-    if exactly:
-        bound = largest_that_fits(
-            lambda size: walked(size).is_possible(), known=known, known_fits=True if fits else None
-        )
-        return largest_below(bound, lambda size: walked(size).fits(), low=known if fits else 0)
-    bound = largest_that_fits(lambda size: walked(size).is_bounded(), known=known, known_fits=True if fits else None)
-    return bound if fits else min(bound, known - 1)
-
-
-def _longest_sequence(model: ModelShape, plan: Plan, cluster: Cluster, *, fits: bool) -> int:
-    """The longest sequence that is called ``fits``, of at most the model's positions; as :func:`_largest_batch`."""
-
-    def walked(sequence_length: int) -> _Walked:
-        workload = replace(plan.workload, sequence_length=sequence_length)
-        return _Walked(model, replace(plan, workload=workload), cluster)
-
-    known, positions = plan.workload.sequence_length, model.max_position_embeddings
-    bound = largest_that_fits(
-        lambda length: length <= positions and walked(length).is_possible(),
-        known=known,
-        known_fits=True if fits else None,
-    )
-    return largest_below(bound, lambda length: walked(length).fits(), low=known if fits else 0)
-
-
-def _terms(model: ModelShape, plan: Plan, cluster: Cluster, device: DeviceEstimate) -> tuple[MemoryTerm, ...]:
-    target = (device.peak_step, device.peak_phase, device.peak_bytes)
-    capacity = capacity_of(cluster.accelerator, cluster.world_size)
-    kernels = kernels_of(cluster.accelerator)
-    return walk(model, plan, cluster.world_size, kernels, target=target, capacity_bytes=capacity).terms

@@ -56,6 +56,8 @@ def require_target(path: Path, *, force: bool) -> None:
         raise InputError(f"{path}: is a folder; name a file in it")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written: {path.parent} is a folder in which you may not write")
     if path.exists() and not force:
         raise InputError(f"{path}: exists already; choose another name or overwrite it with --force")
 

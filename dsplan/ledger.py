@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import accumulate, chain
+from itertools import accumulate
 
 from dsplan.kernels import Kernels
 from dsplan.units import next_power_of_two
@@ -108,13 +108,20 @@ class Sizes(tuple[int, ...]):
     def of(cls, runs: Iterable[tuple[tuple[int, ...], int]]) -> Sizes:
         """The sizes of all runs in order."""
         kept = tuple(runs)
-        self = cls(chain.from_iterable(sizes * times for sizes, times in kept))
+        flat: list[int] = []
+        for sizes, times in kept:
+            flat += sizes * times
+        self = cls(flat)
         self.runs = kept
         return self
 
     def map(self, change: Callable[[int], int]) -> Sizes:
         """Each size changed by the same rule."""
         return Sizes.of((tuple([change(size) for size in sizes]), times) for sizes, times in self.runs)
+
+    def each(self, change: Callable[[int], int]) -> list[int]:
+        """Of each size what the same rule makes of it."""
+        return [found for sizes, times in self.runs for found in [change(size) for size in sizes] * times]
 
     def times(self, width: int) -> Sizes:
         """Each size ``width`` times as large."""
@@ -153,7 +160,7 @@ class Sizes(tuple[int, ...]):
 @lru_cache(maxsize=4096)
 def _total(sizes: tuple[int, ...], kernels: Kernels | None) -> tuple[int, int]:
     """Sum of the sizes, each as the device counts it (None: as it is), and how many there are."""
-    count = sum(1 for size in sizes if size)
+    count = len(sizes) - sizes.count(0)
     if kernels is None:
         return sum(sizes), count
     each = {size: kernels.rounded(size) for size in set(sizes)}

@@ -83,6 +83,14 @@ class ModelShape:
         if self.model_type != MINGPT:
             raise InputError(f"model_type: {self.model_type!r} is read from a configuration (config.json)")
 
+    @cached_property
+    def _hash(self) -> int:
+        shape = (self.model_type, self.num_layers, self.hidden_size, self.num_attention_heads, self.vocab_size)
+        return hash((*shape, self.attention, self.config))
+
+    def __hash__(self) -> int:  # kept, for a shape is part of the key of most caches
+        return self._hash
+
     @classmethod
     def from_module(cls, module: Any, *, name: str = "module", factory: str = "") -> ModelShape:
         """The shape of a torch module, on any device (meta will do): exact parameters, and which are trained.

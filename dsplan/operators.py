@@ -125,10 +125,11 @@ def layer_norm(t: Tape, x: Tensor, term: Term, name: str, statistics_bytes: int,
             t.allocate(weight_bytes, PARAMETER_GRADIENT)
         t.release(gradient)
         t.forget(kept, *saved)
+        # The input's gradient is added where it goes before the parameters' nodes run (engine.cpp, evaluate_function).
+        t.give(x, dx)
         if weight_bytes is not None:
             t.parameter_gradient(f"{name}.weight")
             t.parameter_gradient(f"{name}.bias")
-        t.give(x, dx)
 
     return t.node(out, backward)
 

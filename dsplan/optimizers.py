@@ -47,6 +47,8 @@ def device_optimizer(plan: Plan) -> Optimizer:
         if plan.torch_adam:
             return _TORCH_ADAMW
         return Optimizer(name="FusedAdam", num_states=2, fused=True)
+    if kind == "muon":
+        return Optimizer(name="MuonWithAuxAdam", num_states=2)  # Adam's; Muon's momentum: dsplan.engine.muon_*
     if kind == "lion":
         return Optimizer(name="FusedLion", num_states=1)
     if kind == "adagrad":
@@ -72,6 +74,8 @@ def host_optimizer(plan: Plan) -> Optimizer:
     kind = plan.workload.optimizer
     if kind in ("adam", "adamw"):
         return Optimizer(name="DeepSpeedCPUAdam", num_states=2)
+    if kind == "muon":
+        return Optimizer(name="MuonWithAuxAdam", num_states=2)  # Adam's; Muon's momentum: dsplan.engine.muon_*
     if kind == "lion":
         # ops/lion/cpu_lion.py allocates exp_avg_sq too, and never uses it.
         return Optimizer(name="DeepSpeedCPULion", num_states=2)

@@ -37,7 +37,7 @@ class FlatPartition:
     owned: tuple[tuple[int, int], ...]
     slices: tuple[int, ...]
 
-    @property
+    @cached_property
     def owned_elements(self) -> int:
         """ΣG: the owned parameters' elements, edges counted whole."""
         return sum([numel for _, numel in self.owned])
@@ -46,6 +46,52 @@ class FlatPartition:
     def slice_of(self) -> dict[int, int]:
         """Elements that lie in the range, by the index of each owned parameter."""
         return {index: size for (index, _), size in zip(self.owned, self.slices, strict=True)}
+
+
+@dataclass(frozen=True)
+class FlatGroup:
+    """One of the optimizer's parameter groups, which stages 1 and 2 flatten and cut each by itself.
+
+    Attributes:
+        order: index of each parameter among the model's, as the optimizer has them.
+        numels: their elements, in that order.
+    """
+
+    order: tuple[int, ...]
+    numels: tuple[int, ...]
+
+    def padded(self, world_size: int) -> int:
+        """Elements of the flat buffer: a multiple of 2·N (stage_1_and_2.py flatten_dense_tensors_aligned)."""
+        return round_up(sum(self.numels), ALIGNMENT_FACTOR * world_size)
+
+    def offsets(self, world_size: int, *, round_robin: bool) -> dict[int, int]:
+        """Where each parameter, by its index, starts in the flat buffer, in elements and in the buffer's order."""
+        found, position = {}, 0
+        for place in _places(len(self.order), world_size, round_robin=round_robin):
+            found[self.order[place]] = position
+            position += self.numels[place]
+        return found
+
+    def partition(self, world_size: int, rank: int, *, round_robin: bool) -> FlatPartition:
+        """The partition of one rank (get_partition_info), which may hold padding alone."""
+        padded = self.padded(world_size)
+        size = padded // world_size
+        begin, end = rank * size, (rank + 1) * size
+        numels = dict(zip(self.order, self.numels, strict=True))
+        offsets = self.offsets(world_size, round_robin=round_robin)
+        owned = tuple([(i, numels[i]) for i, at in offsets.items() if at < end and at + numels[i] > begin])
+        return FlatPartition(
+            padded=padded,
+            size=size,
+            owned=owned,
+            slices=tuple([min(offsets[i] + numel, end) - max(offsets[i], begin) for i, numel in owned]),
+        )
+
+    def worst_ranks(self, world_size: int, *, round_robin: bool) -> tuple[int, ...]:
+        """As :func:`worst_ranks` of the group: the last that owns anything, the one that owns most, and the first."""
+        places = _places(len(self.order), world_size, round_robin=round_robin)
+        found = _last_and_most([self.numels[place] for place in places], self.padded(world_size) // world_size)
+        return (*found, 0)
 
 
 @lru_cache(maxsize=64)
@@ -70,10 +116,14 @@ def padded_elements(model: ModelShape, world_size: int) -> int:
 
 def flat_order(model: ModelShape, world_size: int, *, round_robin: bool) -> list[int]:
     """Parameter indices in the order of the flat buffer (stage_1_and_2.py _round_robin_reorder)."""
-    count = len(parameter_sizes(model))
+    return _places(len(parameter_sizes(model)), world_size, round_robin=round_robin)
+
+
+def _places(count: int, world_size: int, *, round_robin: bool) -> list[int]:
+    """Of ``count`` parameters those of the flat buffer, first to last."""
     if not round_robin:
         return list(range(count))
-    return [index for first in range(world_size) for index in range(first, count, world_size)]
+    return [place for first in range(world_size) for place in range(first, count, world_size)]
 
 
 @lru_cache(maxsize=256)
@@ -163,17 +213,18 @@ def flat_partition(model: ModelShape, world_size: int, rank: int, round_robin: b
     padded = padded_elements(model, world_size)
     size = padded // world_size
     begin, end = rank * size, (rank + 1) * size
-    overlapping: Iterable[int] = range(bisect_right(sizes.ends, begin), bisect_left(offsets, end))
     if round_robin:
         order = flat_order(model, world_size, round_robin=True)
         overlapping = [i for i in order if offsets[i] < end and offsets[i] + sizes[i] > begin]
-    owned = tuple([(index, sizes[index]) for index in overlapping])
-    return FlatPartition(
-        padded=padded,
-        size=size,
-        owned=owned,
-        slices=tuple([min(offsets[index] + numel, end) - max(offsets[index], begin) for index, numel in owned]),
-    )
+        owned = tuple([(index, sizes[index]) for index in overlapping])
+        slices = [min(offsets[index] + numel, end) - max(offsets[index], begin) for index, numel in owned]
+    else:  # those in the middle are whole in the range
+        first, last = bisect_right(sizes.ends, begin), bisect_left(offsets, end)
+        slices = list(sizes[first:last])
+        owned = tuple(enumerate(slices, first))
+        for place, (index, numel) in ((0, owned[0]), (-1, owned[-1])) if owned else ():
+            slices[place] = min(offsets[index] + numel, end) - max(offsets[index], begin)
+    return FlatPartition(padded=padded, size=size, owned=owned, slices=tuple(slices))
 
 
 def flat_partitions(model: ModelShape, world_size: int, round_robin: bool = False) -> tuple[FlatPartition, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dsplan.errors import InputError, choice
 from dsplan.workload import CheckpointOptions, Workload
 from dsplan.zero import ZeroConfig
 
 #: Optimizers that DeepSpeed updates on the CPU itself (runtime/engine.py, _configure_basic_optimizer).
-CPU_OPTIMIZERS = ("adamw", "adam", "lion", "adagrad")
+CPU_OPTIMIZERS = ("adamw", "adam", "lion", "adagrad", "muon")
+
+#: Stage 3 refuses Muon together with ``reduce_scatter`` (runtime/zero/stage3.py, __init__).
+_STAGE_WITHOUT_SCATTER = 3
 
 #: Optimizers that torch.optim has, which DDP uses without DeepSpeed.
 TORCH_OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad")
@@ -40,6 +43,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.workload.activation_checkpointing != "deepspeed":  # nobody reads it, so that equal plans compare equal
             object.__setattr__(self, "checkpointing", CheckpointOptions())
+        if self.workload.optimizer == "muon" and self.zero.stage == _STAGE_WITHOUT_SCATTER:
+            # Not said in a configuration it is refused there (dsplan.dsconfig.engine_rules); a plan of ours says it.
+            object.__setattr__(self, "zero", replace(self.zero, reduce_scatter=False))
         if self.ddp and self.zero.stage != 0:
             raise InputError(f"zero_optimization.stage: {self.zero.stage} is not allowed; ddp partitions nothing")
         if self.ddp and self.workload.optimizer not in TORCH_OPTIMIZERS:

@@ -31,7 +31,8 @@ class Prediction:
         init: building the model and ``deepspeed.initialize``.
         steps: the kinds of steps in order; the last is every further step.
         pinned_bytes: peak of what torch's pinned allocator holds, as a record has it; None: nothing is said of it.
-        host_bytes: peak of all host memory; where device and host are one memory, of both together. None likewise.
+        host_bytes: peak of what a rank adds to host memory, its process' own growth included; where device and host are
+            one memory, of both together. None likewise.
         peak_reserved_bytes: what the caching allocator holds at most over the steps; None: the formulas do not say.
         peak_device_bytes: what the driver shows at most after a phase of a step; None likewise.
     """
@@ -64,6 +65,7 @@ def predict(
         InputError: a combination that the formulas do not model.
     """
     from dsplan.verdict.counted import counted
+    from dsplan.verdict.risen import risen_bytes
 
     kernels = kernels_of(accelerator)
     capacity = capacity_of(accelerator, world_size)
@@ -71,13 +73,16 @@ def predict(
     result = counted(
         model, plan, world_size, kernels, walked, rank=rank, capacity_bytes=capacity, however_large=replayed
     )
-    together = max(step.peak_bytes for step in result.steps)
+    if kernels.one_pool:
+        host = max(step.peak_bytes for step in result.steps)
+    else:
+        host = risen_bytes(model, plan, world_size, kernels, rank=rank, capacity_bytes=capacity)
     pinned = pool_bytes(model, plan, world_size, result.pinned_bytes)
     return Prediction(
         init=result.steps[0],
         steps=result.steps[1:],
         pinned_bytes=pinned if kernels.pins_host_memory else 0,
-        host_bytes=together if kernels.one_pool else result.host_bytes,
+        host_bytes=host,
     )
 
 

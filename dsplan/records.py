@@ -54,6 +54,10 @@ def read_record(path: Path | str, name: str) -> dict[str, Any]:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid JSON: nested too deeply") from error
+    except ValueError as error:  # of int(), which takes 4,300 digits
+        raise InputError(f"{path}: not valid JSON: a number in it is too long") from error
     require_valid(name, document, str(path))
     return document
 

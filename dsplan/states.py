@@ -36,6 +36,39 @@ COMPACT_GRADIENTS = Term(
     "fp32 gradient partition", "4·P", "stage_1_and_2.py _build_compact_grad_partition_buffer: grad_accum_dtype fp32"
 )
 
+MUON_MOMENTUM = Term(
+    "Muon momentum",
+    "e·ΣG, of whole matrices (stage 3: c·P; stage 0: 4·n each)",
+    "stage_1_and_2.py _muon_momentum_buffer; stage3.py _create_momentum_buffer; muon_optimizer.py step",
+)
+MUON_STAGED_MOMENTUM = Term(
+    "Muon momentum of the step under way", "e·ΣG, of whole matrices", "stage_1_and_2.py _muon_staging_momentum"
+)
+MUON_UPDATES = Term(
+    "Muon updates", "g·n each, of whole matrices", "original_muon.py muon_update; stage_1_and_2.py get_flat_partition"
+)
+NEWTON_SCHULZ = Term(
+    "Newton-Schulz temporaries",
+    "of one matrix n·m, n ≤ m: copies of it and of n·n, in fp16",
+    "original_muon.py muon_update, line by line",
+)
+MUON_GATHERED = Term(
+    "whole gradients and momentum of Muon's matrices",
+    "4·n each, of matrices of up to 2²³ elements together",
+    "stage_1_and_2.py _muon_all_gather_partitions; stage3.py _partitioned_buffers_all_gather",
+)
+MUON_GATHERING = Term(
+    "buffers in which Muon's matrices are gathered",
+    "(N+1) times a rank's part, up to 64 MiB; kept",
+    "stage_1_and_2.py _muon_all_gather_partitions; stage3.py _partitioned_buffers_all_gather",
+)
+MUON_EXCHANGE = Term(
+    "gradients and momentum of Muon's matrices, exchanged or cut",
+    "c·n and c·⌈n/N⌉ each",
+    "stage3.py _muon_update_sub_group, _apply_muon_updates_cpu_offload",
+)
+HOST_MUON_MOMENTUM = Term("Muon momentum (host)", "4·P", "stage_1_and_2.py _apply_muon_updates_cpu_offload", PAGEABLE)
+
 HOST_MASTER = Term("fp32 master parameters (host)", "4·P", "ZeRO-Offload arXiv:2101.06840; stage_1_and_2.py", PINNED)
 HOST_MASTER_PAGEABLE = Term("fp32 master parameters (host)", "4·P", "stage3.py _create_fp32_partitions", PAGEABLE)
 HOST_GRADIENTS = Term("fp32 gradients (host)", "4·P", "initialize_optimizer_states, pinned", PINNED)

@@ -37,6 +37,8 @@ _OFFLOADED = {
         stage=3, offload_optimizer=OffloadOptimizer(device="nvme"), offload_param=OffloadParam(device="nvme")
     ),
 }
+#: Those of Muon, whose momentum on a drive has no formula.
+_IN_MEMORY = {name: zero for name, zero in _OFFLOADED.items() if zero.offload_optimizer.device != "nvme"}
 
 
 def standard_plans(
@@ -54,7 +56,7 @@ def standard_plans(
     """
     groups: list[dict[str, ZeroConfig]] = [_RESIDENT]
     if workload.optimizer in CPU_OPTIMIZERS:
-        groups.append(_OFFLOADED)
+        groups.append(_OFFLOADED if workload.optimizer != "muon" else _IN_MEMORY)
     kinds: tuple[str, ...] = ("none", checkpointing_kind)
     if workload.activation_checkpointing != "none":
         kinds = (workload.activation_checkpointing,)

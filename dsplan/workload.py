@@ -26,9 +26,8 @@ OPTIMIZERS = {
     "sgd": "SGD",
     "lion": "Lion",
     "adagrad": "Adagrad",
+    "muon": "Muon",
 }
-#: Optimizers that have no formula: only a dry run knows what they take.
-DRY_RUN_OPTIMIZERS = {"muon": "Muon"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,7 @@ class Workload:
         sequence_length: tokens of one sample.
         gradient_accumulation_steps: micro batches between two optimizer steps.
         precision: ``fp32``, ``fp16`` (with loss scaling) or ``bf16``.
-        optimizer: one of :data:`OPTIMIZERS`, or of a dry run one of :data:`DRY_RUN_OPTIMIZERS`.
+        optimizer: one of :data:`OPTIMIZERS`.
         grad_accum_dtype: precision in which gradients are accumulated (DeepSpeed ``data_types.grad_accum_dtype``);
             None: the model's.
         communication_data_type: precision in which gradients are reduced (DeepSpeed's key); None: the model's.
@@ -90,7 +89,7 @@ class Workload:
         require_positive("sequence_length", self.sequence_length)
         require_positive("gradient_accumulation_steps", self.gradient_accumulation_steps)
         choice("precision", self.precision, PRECISIONS)
-        choice("optimizer", self.optimizer, {**OPTIMIZERS, **DRY_RUN_OPTIMIZERS})
+        choice("optimizer", self.optimizer, OPTIMIZERS)
         for field in ("grad_accum_dtype", "communication_data_type"):
             value = getattr(self, field)
             if value is not None:

@@ -2,7 +2,8 @@
 
 Two depths give the time of a block and the time of all the rest; every strategy, because hooks differ. All engines are
 built first and take turns then, so that a slow second of the machine falls on a few steps of each and not on all of
-one; the median of a phase's steps counts.
+one; the median of a phase's steps counts. Building them takes longer than their steps, most of it in Python's collector
+of garbage, which looks at all that torch and DeepSpeed have made: what is there after the first engine is frozen.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import gc
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+
+import torch
 
 from dsplan.dsconfig.emit import emit
 from dsplan.hardware import Cluster
@@ -22,8 +24,8 @@ from runner.calibrate_kernels import Bench, Row
 from runner.timed_engine import StepTimes, TimedEngine
 
 DEPTHS = (2, 10)
-#: Turns that each engine takes, and the seconds after which one rank begins no further turn.
-_TURNS, _TURNS_S = 6, 15.0
+#: Turns that each engine takes at least (the first does not count) and at most, and seconds after which none begins.
+_FEWEST, _TURNS, _TURNS_S = 3, 6, 12.0
 _LENGTH, _WIDTH, _VOCABULARY = 32, 64, 64
 _STAGES = ("zero0", "zero1", "zero2", "zero3")
 #: Of stages 0 to 2, which leave recomputation to the model, two; of stage 3, whose hooks it runs through, itself.
@@ -36,24 +38,25 @@ _OFFLOADED = ("zero2-offload", "zero3-offload")
 def engine_steps(bench: Bench, world_size: int) -> Iterator[Row]:
     """Seconds of forward, backward and step, by strategy, kind of attention and activation, and depth.
 
-    The first engine of a process imports and compiles; it is not counted, neither in a row nor against the deadline.
-    Ranks take the same turns: where there are several, their number is fixed.
+    The first engine of a process imports and compiles, and is not counted. Strategies and recomputation are measured
+    however late it is; what other operators add comes last, and as far as the time goes. Ranks take the same turns:
+    where there are several they agree on whether there is time for another.
     """
-    begun = time.monotonic()
-    _take(_Timed(bench, world_size, *_BASE, DEPTHS[0]), turns=1)
-    bench = replace(bench, deadline=bench.deadline + time.monotonic() - begun)
-    timed: list[_Timed] = []
-    for strategy, attention, activation in _cases(alone=world_size == 1):
-        for depth in DEPTHS:
-            if bench.out_of_time:
-                break
-            timed.append(_Timed(bench, world_size, strategy, attention, activation, depth))
+    _first(bench, world_size)
     gc.collect()
-    gc.freeze()  # a run has one engine; the objects of the others would make its collections longer
+    gc.freeze()  # a run has one engine; what others have made would make its collections longer
+    timed: list[_Timed] = []
     try:
+        for needed, case in _cases(alone=world_size == 1):
+            if not needed and bench.out_of_time:
+                print(f"engine: no time for {' and '.join(case)}", flush=True)  # noqa: T201
+                continue
+            timed += [_Timed(bench, world_size, *case, depth) for depth in DEPTHS]
+        gc.collect()
+        gc.freeze()
         ending = min(bench.deadline, time.monotonic() + _TURNS_S)
         for turn in range(2 if bench.small else _TURNS):
-            if turn > 1 and world_size == 1 and time.monotonic() > ending:
+            if turn >= _FEWEST and _any_rank(bench, time.monotonic() > ending, world_size):
                 break
             for one in timed:
                 one.turn()
@@ -64,17 +67,34 @@ def engine_steps(bench: Bench, world_size: int) -> Iterator[Row]:
     yield from (one.row() for one in timed)
 
 
-def _cases(*, alone: bool) -> Iterator[tuple[str, str, str]]:
-    """(strategy, attention, activation): what recomputation and other operators add does not depend on the ranks."""
-    for strategy in _STAGES:
-        yield strategy, "sdpa", "gelu"
-    for strategy in _OFFLOADED:
-        yield strategy, "sdpa", "gelu"
+def _first(bench: Bench, world_size: int) -> None:
+    """An engine that takes a few steps and goes."""
+    first = _Timed(bench, world_size, *_BASE, DEPTHS[0])
+    first.turn()
+    first.engine.close()
+
+
+def _any_rank(bench: Bench, value: bool, world_size: int) -> bool:
+    """Whether ``value`` holds on any rank."""
+    if world_size == 1:
+        return value
+    flag = torch.tensor([int(value)], device=bench.device.torch_device())
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def _cases(*, alone: bool) -> Iterator[tuple[bool, tuple[str, str, str]]]:
+    """Whether a prediction needs it, and (strategy, attention, activation).
+
+    What recomputation and other operators add does not depend on the ranks.
+    """
+    for strategy in (*_STAGES, *_OFFLOADED):
+        yield True, (strategy, "sdpa", "gelu")
     if alone:
         for stage in _RECOMPUTED:
-            yield f"{stage}-ckpt", "sdpa", "gelu"
-        yield "zero0", "eager", "gelu"
-        yield "zero0", "sdpa", "gelu_new"
+            yield True, (f"{stage}-ckpt", "sdpa", "gelu")
+        yield False, ("zero0", "eager", "gelu")
+        yield False, ("zero0", "sdpa", "gelu_new")
 
 
 class _Timed:
@@ -101,6 +121,7 @@ class _Timed:
             emit(plan, model, Cluster(gpus_per_node=world_size)),
             checkpointing=checkpointing,
             device=bench.device,
+            collect=False,
         )
         self._of: Row = {
             "strategy": strategy.removesuffix("-ckpt"),
@@ -121,9 +142,3 @@ class _Timed:
         counted = self._times[1:] or self._times
         phases = ("seconds", "forward_s", "backward_s", "step_s")
         return {**self._of, **{phase: statistics.median(getattr(one, phase) for one in counted) for phase in phases}}
-
-
-def _take(timed: _Timed, *, turns: int) -> None:
-    for _ in range(turns):
-        timed.turn()
-    timed.engine.close()

@@ -24,8 +24,10 @@ Row = dict[str, Any]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: A vocabulary that no power of two divides, GPT-2's: products with it use other kernels.
 ODD_WIDTH = 50257
-#: Seconds and repetitions of a series, and how many there are.
-_LEAST_S, _MOST_REPETITIONS, _SERIES = 1.5e-3, 40, 5
+#: Seconds and repetitions of a series; how many series there are at least and at most.
+_LEAST_S, _MOST_REPETITIONS, _FEWEST, _SERIES = 1.5e-3, 40, 3, 5
+#: Series that lie closer together than this, by their median, are enough.
+_ALIKE = 0.02
 #: Seconds of matrix products before the first kernel is timed.
 _SETTLING_S = 0.5
 #: How long the device waits at most until a series is asked for, and the most cycles that it has in a second.
@@ -50,7 +52,7 @@ class Bench:
         return made.requires_grad_(grad)
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """Mean seconds of ``call``, after two that are not counted: the median of five series."""
+        """Mean seconds of ``call``, after two that are not counted: the median of three to five series."""
         call()
         self.device.synchronize()
         begun = time.perf_counter()
@@ -58,14 +60,15 @@ class Bench:
         self.device.synchronize()
         once = max(time.perf_counter() - begun, 1e-7)
         repetitions = max(1, min(_MOST_REPETITIONS, round(_LEAST_S / once)))
-        series = []
-        for _ in range(_SERIES):
+
+        def series() -> float:
             begun = time.perf_counter()
             for _ in range(repetitions):
                 call()
             self.device.synchronize()
-            series.append(time.perf_counter() - begun)
-        return statistics.median(series) / repetitions
+            return time.perf_counter() - begun
+
+        return _settled(series) / repetitions
 
     def device_seconds(self, call: Callable[[], object]) -> float:
         """Mean seconds that the device itself takes for ``call``: by its own clock, while the host is ahead.
@@ -86,8 +89,8 @@ class Bench:
         repetitions = min(_MOST_REPETITIONS, round(_LEAST_S / once), round(_LONGEST_WAIT_S / asking))
         repetitions = max(1, repetitions)
         cycles = round(min(2 * _LONGEST_WAIT_S, 1.5 * repetitions * asking + 1e-4) * _CYCLES_PER_S)
-        series = []
-        for _ in range(_SERIES):
+
+        def series() -> float:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
             begin.record()
@@ -95,8 +98,9 @@ class Bench:
                 call()
             end.record()
             self.device.synchronize()
-            series.append(1e-3 * float(begin.elapsed_time(end)))
-        return statistics.median(series) / repetitions
+            return 1e-3 * float(begin.elapsed_time(end))
+
+        return _settled(series) / repetitions
 
     def settle(self, dtype: str) -> None:
         """Wake an idle device, whose clock is a fraction of a run's."""
@@ -107,6 +111,14 @@ class Bench:
         while time.monotonic() - begun < _SETTLING_S:
             x @ x
             self.device.synchronize()
+
+
+def _settled(series: Callable[[], float]) -> float:
+    """The median of the seconds of as many series as it takes until they lie close together, or of the most."""
+    taken = [series() for _ in range(_FEWEST)]
+    while len(taken) < _SERIES and max(taken) - min(taken) > _ALIKE * statistics.median(taken):
+        taken.append(series())
+    return statistics.median(taken)
 
 
 def linear(bench: Bench, dtype: str) -> Iterator[Row]:

@@ -42,8 +42,13 @@ def host_operators(bench: Bench) -> Iterator[Row]:
     OMP_NUM_THREADS to 1 (torch/distributed/run.py does when nobody else has).
     """
     threads = torch.get_num_threads()
-    for elements in (2**16, 2**18) if bench.small else (2**18, 2**22, 2**26):
-        yield from _host_operators(bench, elements, threads)
+    smallest, *others = (2**16, 2**18) if bench.small else (2**18, 2**22, 2**26)
+    first = list(_host_operators(bench, smallest, threads))
+    rows = [row for elements in others for row in _host_operators(bench, elements, threads)]
+    # Where threads for all cores have just been started, small calls can take milliseconds: the shorter time counts.
+    again = {row["operator"]: row["seconds"] for row in _host_operators(bench, smallest, threads)}
+    yield from ({**row, "seconds": min(row["seconds"], again.get(row["operator"], row["seconds"]))} for row in first)
+    yield from rows
     if threads > 1:
         torch.set_num_threads(1)
         try:

@@ -26,9 +26,10 @@ from dsplan.modelfile import shape_from_config
 from dsplan.prediction import prediction_from
 from dsplan.verification import Job, Reference, verify
 from dsplan.verify_device import dry_run_device, measured_accelerator
-from tests.accuracy import RECORDS
 from tests.dry_records import DRY_RUNS, Entry, as_measured, entry_of, failed_entry, merged, read_entries, write_entries
 
+#: The records of GPUs; tests.accuracy, which has this folder too, imports what imports this module.
+RECORDS = Path(__file__).parent / "data" / "measured"
 #: The first; at stage 3 the second, which prefetches; and one of those that follow.
 STEPS = 3
 _TIMEOUT_S = 600.0

@@ -13,7 +13,7 @@ from dsplan.comparison import Comparison, Difference, compare
 from dsplan.measurement import Measurement, PhaseRecord
 from dsplan.prediction import prediction_from
 from tests.dry_records import Entry, as_measured
-from tests.record_plans import malloc_decides
+from tests.record_plans import host_is_open
 
 #: Below this an error is called none.
 NOISE_PERCENT = 0.01
@@ -52,7 +52,7 @@ class Held:
         device: the same of what the driver showed at the end of each phase.
         host: peak of resident memory.
         host_risen: the same over what the process held before the model.
-        malloc_decides: it offloads, and resident memory may hold what malloc kept of the model: there are two numbers.
+        host_is_open: it offloads, and resident memory has no one number (tests/accuracy/between.py).
     """
 
     name: str
@@ -64,7 +64,7 @@ class Held:
     device: Comparison
     host: Difference
     host_risen: Difference
-    malloc_decides: bool
+    host_is_open: bool
 
     @property
     def phase_peaks(self) -> list[Value]:
@@ -95,7 +95,7 @@ def held(name: str, entry: Entry, record: Measurement) -> Held:
         device=_compare(*(_with(found, _driver) for found in (dry, measured))),
         host=_difference(dry_host.peak_rss_bytes, host.peak_rss_bytes),
         host_risen=_difference(dry_host.risen_bytes, host.risen_bytes),
-        malloc_decides=_offloads(record) and malloc_decides(measured, name),
+        host_is_open=_offloads(record) and host_is_open(measured, name),
     )
 
 
@@ -188,7 +188,7 @@ ALLOCATED_STEPS = "allocated, peak over the steps"
 def quantities(records: Sequence[Held]) -> list[Quantity]:
     """The issue's rows, and below them what it sets no bound for."""
     offload = [found for found in records if found.offloads]
-    told = [found for found in offload if not found.malloc_decides]
+    told = [found for found in offload if not found.host_is_open]
     resident = [found for found in records if not found.offloads]
     rows = [
         Quantity(ALLOCATED_PHASES, [value for found in records for value in found.phase_peaks], _ALLOCATED),

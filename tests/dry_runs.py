@@ -44,26 +44,51 @@ def dry_runs(
 
 
 def _asked(specs: Mapping[str, RunSpec], packages: Path | None) -> list[tuple[str, Outcome]]:
-    outcomes: list[tuple[str, Outcome]] = []
-    command = [sys.executable, "-W", "ignore", "-m", __name__]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if packages is not None:
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages), env.get("PYTHONPATH", "")]))
-    with subprocess.Popen(
-        command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        assert server.stderr is not None
-        for name, spec in specs.items():
-            server.stdin.write(json.dumps(asdict(spec)) + "\n")
-            server.stdin.flush()
-            answer = server.stdout.readline()
-            assert answer, f"the server of dry runs ended: {server.stderr.read()[-3000:]}"
-            found = json.loads(answer)
-            outcomes.append((name, found.get("error", found)))
-        server.stdin.close()
-    return outcomes
+    with Server(packages=packages) as server:
+        return [(name, server.outcome(spec)) for name, spec in specs.items()]
+
+
+class Server:
+    """The process that is forked for every specification; it starts with the first one and ends with the context.
+
+    ``module``: what is run in it, for other imports ahead. ``packages``: as of :func:`dry_runs`.
+    """
+
+    def __init__(self, module: str = __name__, packages: Path | None = None) -> None:
+        self._module, self._packages = module, packages
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            with self._process as process:
+                assert process.stdin is not None
+                process.stdin.close()  # at whose end it leaves
+
+    def outcome(self, spec: RunSpec) -> Outcome:
+        """What ``spec`` came to."""
+        process = self._process = self._process or self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(asdict(spec)) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            assert process.stderr is not None
+            raise AssertionError(f"the server of dry runs ended: {process.stderr.read()[-3000:]}")
+        found: dict[str, Any] = json.loads(answer)
+        error = found.get("error")
+        return found if error is None else str(error)
+
+    def _started(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-W", "ignore", "-m", self._module]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if self._packages is not None:
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self._packages), env.get("PYTHONPATH", "")]))
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def _serve() -> None:

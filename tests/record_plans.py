@@ -11,6 +11,7 @@ from dsplan.measurement import Measurement
 from dsplan.modelfile import shape_from_config
 from dsplan.plan import Plan
 from dsplan.verdict.heap import kept_by_malloc
+from dsplan.verdict.host import is_unsure
 
 #: Of a rank's resident memory: less than this makes no difference to what is compared.
 _LITTLE = 0.01
@@ -28,6 +29,11 @@ def plan_of(measurement: Measurement, name: str) -> Plan:
             sequence_length=configuration.workload.sequence_length,
             activation_checkpointing=configuration.workload.activation_checkpointing,
         ).plan
+
+
+def host_is_open(measurement: Measurement, name: str) -> bool:
+    """Whether resident memory with offload has no one number: malloc decides it, or nothing is promised of it."""
+    return is_unsure(plan_of(measurement, name)) or malloc_decides(measurement, name)
 
 
 def malloc_decides(measurement: Measurement, name: str) -> bool:

@@ -8,10 +8,9 @@ of the best that was measured, the error of the predicted step times, and Spearm
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from dsplan.search.search import search
 from dsplan.timing.profile import Profile, read_profile
 from dsplan.timing.rates import Machine, machine
 from dsplan.timing.step_time import StepTime, step_time
+from tests.gpu.header import read_rows
 from tests.gpu.regret_jobs import capped
 from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETS, Setting
 
@@ -29,6 +29,8 @@ DATA = Path(__file__).parent / "data"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "search.md"
 #: The two halves of every set, the sets in the order in which they were measured.
 SEEN = tuple(DATA / f"regret{'' if name == 'first' else f'_{name}'}.json" for name in SETS)
+#: What the search said before anything was measured.
+ASKED = (RECOMMENDED, QUICK)
 UNSEEN = tuple(path.with_suffix(".unseen.json") for path in SEEN)
 
 
@@ -58,9 +60,24 @@ class Outcome:
     correlation: float
 
 
-def rows_of(path: Path, setting: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return [row for row in rows if row["setting"] == setting]
+def measured_settings(paths: Sequence[Path]) -> Iterator[tuple[Setting, list[dict[str, Any]]]]:
+    """Every setting of some files, one for each set, with its rows; a file that is not there is left out.
+
+    One that was measured in several sets comes once, where it was first: with all its rows, but of what was recommended
+    only what the search said last.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, Setting] = {}
+    for settings, path in zip(SETS.values(), paths, strict=True):
+        read = read_rows(path) if path.exists() else []
+        for setting in settings:
+            found.setdefault(setting.name, setting)
+            mine = [row for row in read if row["setting"] == setting.name]
+            kept = rows.setdefault(setting.name, [])
+            if any(row["strategy"] in ASKED for row in mine):
+                kept[:] = [row for row in kept if row["strategy"] not in ASKED]
+            kept += mine
+    yield from ((setting, rows[name]) for name, setting in found.items())
 
 
 def predicted(setting: Setting, row: dict[str, Any], of: Machine) -> StepTime:
@@ -125,10 +142,19 @@ def _outcome(
         closely_reached=shares[1],
         num_strategies=len({row.get("of", row["strategy"]) for row in ran}),
         errors=tuple(time.seconds / row["seconds"] - 1 for time, row in zip(times, ladder, strict=True)),
-        correlation=spearman(
-            [time.tokens_per_s for time in times], [row["micro_batch_size"] / row["seconds"] for row in ladder]
-        ),
+        correlation=_correlation(times, ladder),
     )
+
+
+def _correlation(times: Sequence[StepTime], ladder: Sequence[dict[str, Any]]) -> float:
+    """Of predicted and measured speed; of a configuration that was measured again the median."""
+    speeds: dict[tuple[str, int], list[float]] = {}
+    predicted_speeds: dict[tuple[str, int], float] = {}
+    for time, row in zip(times, ladder, strict=True):
+        key = row["strategy"], row["micro_batch_size"]
+        predicted_speeds[key] = time.tokens_per_s
+        speeds.setdefault(key, []).append(row["micro_batch_size"] / row["seconds"])
+    return spearman(list(predicted_speeds.values()), [statistics.median(each) for each in speeds.values()])
 
 
 def written(text: str, marker: str, lines: Sequence[str]) -> str:
@@ -158,11 +184,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
 @cache
 def judged(paths: tuple[Path, ...]) -> list[Outcome]:
-    """Every setting of some files, one for each set, by the profile that ships; what is not there is left out."""
-    found = []
-    for settings, path in zip(SETS.values(), paths, strict=True):
-        if path.exists():
-            found += [outcome(setting, rows_of(path, setting.name), None) for setting in settings]
+    """Every setting of some files, by the profile that ships; what was not measured is left out."""
+    found = [outcome(setting, rows, None) for setting, rows in measured_settings(paths)]
     return [one for one in found if one is not None]
 
 
@@ -217,16 +240,14 @@ def main() -> None:
     profile = read_profile(arguments[0]) if arguments else None
     of = machine(accelerator("h200"), profile)
     errors: list[float] = []
-    for settings, path in zip(SETS.values(), paths, strict=True):
-        for setting in settings if path.exists() else ():
-            rows = rows_of(path, setting.name)
-            found = outcome(setting, rows, profile)
-            if found is None:
-                continue
-            errors += found.errors
-            _told(found)
-            for row in rows if paths is SEEN else ():
-                _line(setting, row, of)
+    for setting, rows in measured_settings(paths):
+        found = outcome(setting, rows, profile)
+        if found is None:
+            continue
+        errors += found.errors
+        _told(found)
+        for row in rows if paths is SEEN else ():
+            _line(setting, row, of)
     if errors:
         median = statistics.median(abs(error) for error in errors)
         sys.stdout.write(f"{len(errors)} step times: median of the absolute error {100 * median:.1f} %\n")

@@ -1,7 +1,7 @@
 """Hold the model of step time against the committed records: ``python -m tests.step_accuracy [PROFILE.json]``.
 
-Prints one line a record and the errors by kind. Of the nominal profile the records that its host comes from (*) are
-left out of the errors. ``--write`` puts the errors by data sheets and by the shipped profile into docs/step-time.md.
+Prints one line a record and the errors by kind. ``--write`` puts the errors by data sheets and by the shipped profile
+into docs/step-time.md.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dsplan.hardware import Cluster
 from dsplan.measurement import Measurement, read_measurement
 from dsplan.modelfile import shape_from_config
 from dsplan.plan import Plan
-from dsplan.timing.nominal import catalogue
 from dsplan.timing.profile import Profile, read_profile
 from dsplan.timing.profiles import DATA_SHEETS, shipped
 from dsplan.timing.rates import Machine, machine
 from dsplan.timing.step_time import StepTime, step_time
 from tests.regret import spearman, written
 
-MEASURED = Path(__file__).parent / "data" / "measured"
+#: Records, and those of them whose host memory something outside DeepSpeed decided: their steps are as good.
+FOLDERS = tuple(Path(__file__).parent / "data" / name for name in ("measured", "between"))
 DOCUMENT = Path(__file__).parents[1] / "docs" / "step-time.md"
 
 
@@ -61,17 +61,13 @@ def predicted(measurement: Measurement, of: Machine) -> StepTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One record: when it was made, seconds of a step, measured and predicted.
-
-    ``host``: the nominal profile's host comes from it.
-    """
+    """One record: when it was made, seconds of a step, measured and predicted."""
 
     name: str
     kind: str
     created: str
     measured: float
     predicted: StepTime
-    host: bool
 
     @property
     def error(self) -> float:
@@ -87,9 +83,8 @@ HOSTS = ("on the first hosts", "on the other hosts")
 def rows(profile: Profile | None = None) -> list[Row]:
     """Every committed record against ``profile``; None is the nominal one, of data sheets."""
     of = machine(accelerator("h200"), profile or DATA_SHEETS)
-    used = {row["record"] for row in catalogue()["host"]["rows"]} if profile is None else set()
     found = []
-    for path in sorted(MEASURED.glob("*.json")):
+    for path in sorted(path for folder in FOLDERS for path in folder.glob("*.json")):
         measurement = read_measurement(path)
         zero = measurement.configuration.ds_config.get("zero_optimization", {})
         offloaded = any(
@@ -102,7 +97,6 @@ def rows(profile: Profile | None = None) -> list[Row]:
                 created=measurement.created,
                 measured=measured_seconds(measurement),
                 predicted=predicted(measurement, of),
-                host=path.stem in used,
             )
         )
     return found
@@ -114,18 +108,17 @@ def hosts_of(row: Row) -> str:
 
 
 def summary(found: Sequence[Row]) -> list[str]:
-    """A Markdown table: errors by kind, and the order of all; records that the profile was made of are left out."""
-    apart = [row for row in found if not row.host]
+    """A Markdown table: errors by kind, and the order of all."""
     lines = [
         "| records | number | median of the absolute error | worst | too fast by in the median |",
         "|---|---|---|---|---|",
     ]
     for kind in ("all", *KINDS, *HOSTS):
-        errors = [row.error for row in apart if kind in ("all", row.kind, hosts_of(row))]
+        errors = [row.error for row in found if kind in ("all", row.kind, hosts_of(row))]
         middle = statistics.median(abs(error) for error in errors)
         worst, bias = max(errors, key=abs), statistics.median(errors)
         lines.append(f"| {kind} | {len(errors)} | {100 * middle:.1f} % | {100 * worst:+.1f} % | {-100 * bias:.1f} % |")
-    correlation = spearman([row.predicted.seconds for row in apart], [row.measured for row in apart])
+    correlation = spearman([row.predicted.seconds for row in found], [row.measured for row in found])
     return [
         *lines,
         "",
@@ -145,7 +138,7 @@ def main() -> None:
         time = row.predicted
         parts = ", ".join(f"{name[:9]} {1e3 * seconds:.0f}" for name, seconds in time.parts.items() if seconds > 5e-4)
         sys.stdout.write(
-            f"{row.name:36}{'*' if row.host else ' '}{1e3 * row.measured:7.1f} ms  predicted {1e3 * time.seconds:7.1f}"
+            f"{row.name:36} {1e3 * row.measured:7.1f} ms  predicted {1e3 * time.seconds:7.1f}"
             f"  {100 * row.error:+6.1f} %  [{1e3 * time.forward_s:.0f} {1e3 * time.backward_s:.0f} "
             f"{1e3 * time.update_s:.0f}] {parts}\n"
         )

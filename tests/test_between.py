@@ -19,19 +19,22 @@ HOST_RANGES = list(between.host_ranges())
 @pytest.mark.parametrize("found", HOST_RANGES, ids=lambda found: found.record)
 def test_host_memory_that_malloc_decides_lies_between(found: Range) -> None:
     assert (1 - _PROCESSES) * found.least <= found.lowest
-    assert found.highest <= (1 + _PROCESSES) * found.most
+    if found.most is None:
+        assert found.lowest > 1.2 * found.least  # what has no bound is not called open for nothing
+    else:
+        assert found.highest <= (1 + _PROCESSES) * found.most
 
 
 def test_both_ends_are_seen() -> None:
     """A range that nothing came near would be no range."""
-    shares = [(found.lowest - found.least) / (found.most - found.least) for found in HOST_RANGES]
+    shares = [(found.lowest - found.least) / (found.most - found.least) for found in HOST_RANGES if found.most]
     assert min(shares) < 0.1
     assert max(shares) > 0.9
 
 
 def test_the_same_configurations_with_a_fixed_threshold_have_one_number() -> None:
     fixed = {name for name, found in measurements().items() if found.worst_rank.host.mmap_threshold_bytes}
-    again = {found.record for found in HOST_RANGES} & fixed
+    again = {found.record for found in HOST_RANGES if found.most} & fixed
     assert len(again) == 8
 
 

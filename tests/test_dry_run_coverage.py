@@ -333,13 +333,14 @@ def test_a_configuration_that_only_a_dry_run_covers_has_nothing_to_compare(tmp_p
     from dsplan.dsconfig.read import read_ds_config
     from dsplan.errors import InputError
 
-    path = tmp_path / "muon.json"
-    document = {"train_micro_batch_size_per_gpu": B, **BF16, **zero(3, reduce_scatter=False), **MUON}
+    path = tmp_path / "quantised.json"
+    adam = {"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}
+    document = {"train_micro_batch_size_per_gpu": B, **BF16, **zero(3, zero_quantized_weights=True), **adam}
     path.write_text(json.dumps(document))
     found = read_ds_config(path, world_size=N, dry_run=True)
-    assert found.not_modelled == ("optimizer.type = 'Muon'",)
-    assert found.workload.optimizer == "muon"
-    with pytest.raises(InputError, match=r"optimizer\.type"):
+    assert found.not_modelled == ("zero_optimization.zero_quantized_weights = True",)
+    assert found.workload.optimizer == "adamw"
+    with pytest.raises(InputError, match=r"zero_quantized_weights"):
         read_ds_config(path, world_size=N)
     path.write_text(json.dumps({**document, **zero(3, zero_quantized_gradients=True)}))
     with pytest.raises(InputError, match=r"neither the formulas nor the dry run cover: .*zero_quantized_gradients"):

@@ -19,14 +19,12 @@ from dsplan.workload import Workload
 
 pytest.importorskip("deepspeed")
 
-from runner import launch
 from runner.spec import RunSpec
 from tests.dry_runs import dry_runs
-from tests.runner.supervised import use_small_launcher
+from tests.forked_ranks import ForkedRanks
 
 RANKS = 2
 STEPS = 3
-TIMEOUT_S = 300.0
 #: What the two may differ by, of the larger (issue 3); so far they have been equal to the byte.
 TOLERANCE = 0.001
 STRATEGIES = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-offload-param")
@@ -36,12 +34,6 @@ MODEL = ModelShape(
 
 #: (step, phase) -> bytes, the initialisation first.
 Levels = dict[tuple[str, str], int]
-
-
-@pytest.fixture(autouse=True)
-def small_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed's launcher imports torch twice more, and changes nothing of what a rank holds."""
-    use_small_launcher(monkeypatch)
 
 
 def specification(strategy: str) -> RunSpec:
@@ -56,10 +48,6 @@ def specification(strategy: str) -> RunSpec:
         gpus=RANKS,
         steps=STEPS,
     )
-
-
-def run(spec: RunSpec, folder: Path) -> list[dict[str, Any]]:
-    return launch.run(spec, folder, timeout_s=TIMEOUT_S, on_progress=lambda _: None)
 
 
 def levels(record: dict[str, Any]) -> Levels:
@@ -95,16 +83,16 @@ def dry_levels() -> dict[str, Levels]:
 @pytest.mark.engine
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_phase_ends_with_the_bytes_of_a_real_run(
-    strategy: str, dry_levels: dict[str, Levels], tmp_path: Path
+    strategy: str, dry_levels: dict[str, Levels], forked_ranks: ForkedRanks, tmp_path: Path
 ) -> None:
     spec = specification(strategy)
     dry = [dry_levels[f"{strategy} {rank}"] for rank in range(RANKS)]
-    real = [levels(record) for record in run(spec, tmp_path / "real")]
+    real = [levels(record) for record in forked_ranks.run(spec, tmp_path / "real")]
     assert [len(found) for found in dry] == [1 + 3 * STEPS] * RANKS
     if any(list(differing(*pair)) for pair in zip(dry, real, strict=True)):
         # A thread of gloo's may hold a reduced bucket for a moment after the phase has ended: that only ever adds,
         # and not to the same phase twice.
-        again = [levels(record) for record in run(spec, tmp_path / "again")]
+        again = [levels(record) for record in forked_ranks.run(spec, tmp_path / "again")]
         real = [
             {key: min(level, other[key]) for key, level in one.items()} for one, other in zip(real, again, strict=True)
         ]

@@ -1,4 +1,5 @@
-"""Dry runs of what was measured on H200 GPUs, made as a user makes them: ``dsplan verify --against RECORD``.
+"""Dry runs of what was measured on H200 GPUs, by ``dsplan verify --against RECORD``, as a user makes them but for one
+process from which all are forked (a line of README.md is run as it is).
 
 A few of the records, one of each kind, of small models; all of them are in docs/accuracy.md.
 """
@@ -6,16 +7,16 @@ A few of the records, one of each kind, of small models; all of them are in docs
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dsplan import verification
+from dsplan.cli import main
 from dsplan.errors import EXIT_OK
+from tests.dry_runs import Server
 
 pytest.importorskip("deepspeed")
 
@@ -36,19 +37,23 @@ RESERVED = 5.0
 RESERVED_OFFLOAD = 8.0
 
 
-def dry_run(name: str) -> subprocess.CompletedProcess[str]:
-    record = ROOT / "tests" / "data" / "measured" / f"{name}.json"
-    command = [sys.executable, "-m", "dsplan", "verify", "--against", str(record), "--json"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
-def dry_runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
-    """The dry runs of the records whose tests were asked for, two at a time."""
-    names = [item.callspec.params["name"] for item in request.session.items if item.fspath == request.node.fspath]
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(dry_run, name) for name in names}
-        pool.shutdown(cancel_futures=True)
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def forked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dry run of ``verify`` is made by the server; its own process would import torch and DeepSpeed for each."""
+    from runner.spec import RunSpec
+
+    def run(spec_path: Path, output_dir: Path, *, timeout_s: float, on_progress: Any) -> list[dict[str, Any]]:
+        outcome = server.outcome(RunSpec.read(spec_path))
+        assert not isinstance(outcome, str), outcome
+        return [outcome]
+
+    monkeypatch.setattr(verification, "run_verification", run)
 
 
 def off(difference: dict[str, Any]) -> float:
@@ -58,13 +63,14 @@ def off(difference: dict[str, Any]) -> float:
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_dry_run_takes_what_the_gpu_took(
-    name: str, dry_runs: dict[str, Future[subprocess.CompletedProcess[str]]]
-) -> None:
-    done = dry_runs[name].result()
-    assert done.returncode == EXIT_OK, done.stderr
-    document = json.loads(done.stdout)
+def test_a_dry_run_takes_what_the_gpu_took(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = ROOT / "tests" / "data" / "measured" / f"{name}.json"
+    code = main(["verify", "--against", str(record), "--json"])
+    said = capsys.readouterr()
+    assert code == EXIT_OK, said.err
+    document = json.loads(said.out)
     comparison = document["comparison"]
     assert comparison["against"].endswith(f"{name}.json")
     peaks = {(found["step"], found["phase"]): found["peak"] for found in comparison["phases"]}

@@ -60,3 +60,17 @@ def test_below_a_bound_the_edge_is_found_too(bound: int, limit: int, low: int) -
     assert largest_below(bound, fits, low=low) == limit
     assert all(low < number <= bound for number in tried)
     assert len(set(tried)) == len(tried) <= 20
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.sets(st.integers(1, 400), max_size=6))
+def test_what_only_might_fit_is_asked_in_full_and_passed_over(bound: int, limit: int, refused: set[int]) -> None:
+    asked: list[int] = []
+
+    def fits(number: int) -> bool:
+        asked.append(number)
+        return number not in refused
+
+    edge = min(bound, limit)
+    found = largest_below(bound, fits, might_fit=lambda number: number <= limit)
+    assert found == next((number for number in range(edge, 0, -1) if number not in refused), 0)
+    assert asked == [number for number in range(edge, 0, -1) if number >= max(found, 1)]

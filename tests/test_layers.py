@@ -48,7 +48,7 @@ LAYER = {name: number for number, line in enumerate(LAYERS) for name in line.spl
 
 #: What each package may import beside itself and the standard library.
 OUTSIDE = {
-    "dsplan": {"typer", "rich", "jsonschema", "referencing", "hjson"},
+    "dsplan": {"typer", "rich", "jsonschema", "referencing", "hjson", "yaml"},
     "runner": {"dsplan", "mingpt", "torch", "deepspeed", "psutil", "transformers"},
     "mingpt": {"torch"},
 }

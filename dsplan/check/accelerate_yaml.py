@@ -44,13 +44,13 @@ _OTHERS = (
 def read_accelerate(path: Path, text: str, run: Run) -> Source:
     """The DeepSpeed configuration that accelerate makes of ``path``, or of the file that it names."""
     lines = Lines(text)
-    root, problems = yaml_tree.parse(text)
-    section = root.member(_SECTION)
-    if section is None or not isinstance(section.node, Section):
-        return Source(configurations=(), findings=())  # another YAML file, or a run without DeepSpeed
+    root, problems = yaml_tree.parse(text, _SECTION)
+    findings = [text_finding(path, lines, problem, ACCELERATE) for problem in problems]
+    section = None if root is None else root.member(_SECTION)
+    if root is None or section is None or not isinstance(section.node, Section):
+        return Source(configurations=(), findings=tuple(findings))  # another YAML file, or a run without DeepSpeed
     run = replace(run, consumer=ACCELERATE)
     settings = section.node
-    findings = [text_finding(path, lines, problem, ACCELERATE) for problem in problems]
     config = Configuration(
         path=path,
         lines=lines,

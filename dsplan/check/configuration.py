@@ -79,6 +79,7 @@ class Configuration:
         return value
 
     def has(self, path: str) -> bool:
+        """Whether there is anything at a dotted path, null too."""
         return self.get(path, _NOTHING) is not _NOTHING
 
     def section(self, path: str) -> dict[str, Any]:

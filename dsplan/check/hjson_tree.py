@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dsplan.check.hjson_tokens import Token, read_quoteless, read_string
-from dsplan.check.tree import RELAXED, SYNTAX, TWICE, Items, Lines, Member, Node, Problem, Scalar, Section
+from dsplan.check.tree import DEEPEST, RELAXED, SYNTAX, TWICE, Items, Lines, Member, Node, Problem, Scalar, Section
 
 _BLANK = re.compile(r"[ \t\r\n]+")
 _LINE = re.compile(r"[^\r\n]*")
 _KEY = re.compile(r"[^ \t\r\n:{}\[\],]+")
-_DEEPEST = 50
 _MOST_ERRORS = 20
 
 _T = TypeVar("_T")
@@ -256,8 +255,8 @@ class _Parser:
 
     def nested(self, read: Callable[[], tuple[_T, ...]]) -> tuple[_T, ...]:
         self.depth += 1
-        if self.depth > _DEEPEST:
-            self.error(self.at, f"more than {_DEEPEST} levels of braces")
+        if self.depth > DEEPEST:
+            self.error(self.at, f"more than {DEEPEST} levels of braces")
             raise _GiveUpError
         result = read()
         self.depth -= 1

@@ -55,6 +55,9 @@ class Section:
 
 Node = Scalar | Items | Section
 
+#: Sections and lists within one another; a configuration has five.
+DEEPEST = 50
+
 #: Kinds of problems. DeepSpeed's own reader refuses the text, or reads something else than what stands there.
 SYNTAX = "syntax"
 #: DeepSpeed's reader (Hjson) takes it; a JSON parser does not.

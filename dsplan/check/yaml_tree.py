@@ -1,122 +1,112 @@
-"""Reading the plain YAML that ``accelerate config`` writes into a tree with positions.
-
-Block mappings, lists of values and single-line values; anchors, tags, flow collections and texts of several
-lines are not read, and say so.
-"""
+"""Reading YAML as accelerate does, with PyYAML, into a tree with positions."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
-from dsplan.check.tree import SYNTAX, Items, Member, Node, Problem, Scalar, Section
+from dsplan.check.tree import DEEPEST, SYNTAX, Items, Member, Node, Problem, Scalar, Section
 
-_ENTRY = re.compile(r"(?P<indent> *)(?P<key>\"[^\"]*\"|'[^']*'|[A-Za-z0-9_./-]+)[ \t]*:(?:[ \t]+(?P<value>.*))?$")
-_ITEM = re.compile(r"(?P<indent> *)-(?:[ \t]+(?P<value>.*))?$")
-_COMMENT = re.compile(r"(?:^|[ \t])#.*$")
-_QUOTED = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^']|'')*)'")
-_NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?([eE][-+]?[0-9]+)?$")
-_WORDS = {"null": None, "~": None, "": None, "true": True, "false": False, "yes": True, "no": False}
-_WORDS |= {"on": True, "off": False}
-_NOT_READ = ("{", "[", "&", "*", "!", "|", ">", "%", "@", "`")
+if TYPE_CHECKING:
+    import yaml
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
-    indent: int
-    key: str | None  # None: an item of a list
-    offset: int
-    key_end: int
-    value: Scalar | None  # None: what is indented below
+#: Characters; longer files are no settings of accelerate's, and PyYAML reads some 100,000 a second.
+_LONGEST = 65_536
+_TOO_DEEP = f"more than {DEEPEST} levels"
 
 
-def parse(text: str) -> tuple[Section, tuple[Problem, ...]]:
-    """The tree of ``text``, and what could not be read."""
-    lines, problems, offset = [], [], 0
-    skipped_below: int | None = None
-    for raw in text.splitlines(keepends=True):
-        line = raw.rstrip("\r\n")
-        start, offset = offset, offset + len(raw)
-        bare = line.strip()
-        if not bare or bare.startswith("#") or bare in ("---", "..."):
-            continue
-        indent = len(line) - len(line.lstrip(" "))
-        if skipped_below is not None and indent > skipped_below:
-            continue
-        skipped_below = None
-        read = _line(line, start)
-        if read is None:
-            message = "this is YAML that dsplan does not read: it reads keys, values and lists on lines of their own"
-            problems.append(Problem(kind=SYNTAX, offset=start + indent, message=message))
-            skipped_below = indent
-        else:
-            lines.append(read)
-    members, _ = _members(lines, 0, 0)
-    return Section(members=members, offset=0, end=len(text)), tuple(problems)
+class _RefusedError(Exception):
+    """What is YAML and no configuration."""
+
+    def __init__(self, node: yaml.Node, message: str) -> None:
+        super().__init__(message)
+        self.offset: int = node.start_mark.index
 
 
-def _line(line: str, start: int) -> _Line | None:
-    match = _ENTRY.match(line)
-    key = None
-    if match is not None:
-        key = match.group("key").strip("\"'")
-    else:
-        match = _ITEM.match(line)
-        if match is None:
-            return None
-    written = match.group("value") or ""
-    value = None
-    if written and not written.startswith("#"):
-        if written.startswith(_NOT_READ):
-            return None
-        value = _scalar(written, start + match.start("value"))
-    offset = start + len(match.group("indent"))
-    end = start + (match.end("key") if key is not None else match.end("indent") + 1)
-    return _Line(indent=len(match.group("indent")), key=key, offset=offset, key_end=end, value=value)
+def parse(text: str, section: str) -> tuple[Section | None, tuple[Problem, ...]]:
+    """The tree of ``text``, or why there is none.
+
+    Args:
+        section: the key at the top without which a file is of no interest, and is not read.
+
+    Source: accelerate ``commands/config/config_args.py`` (``BaseConfig.from_yaml_file``: ``yaml.safe_load``).
+    """
+    if re.search(rf"^(['\"]?){section}\1[ \t]*:", text, re.MULTILINE) is None:
+        return None, ()
+    if len(text) > _LONGEST:
+        return None, (_unread(f"more than {_LONGEST:,} characters", 0),)
+    found = _root(text)
+    if isinstance(found, Problem):
+        return None, (found,)
+    return (found, ()) if isinstance(found, Section) else (None, ())
 
 
-def _scalar(written: str, offset: int) -> Scalar:
-    quoted = _QUOTED.match(written)
-    if quoted is not None:
-        inner = quoted.group(1) if quoted.group(1) is not None else quoted.group(2).replace("''", "'")
-        return Scalar(value=inner, offset=offset, end=offset + quoted.end())
-    bare = _COMMENT.sub("", written).rstrip()
-    value: str | int | float | bool | None = bare
-    if bare.lower() in _WORDS:
-        value = _WORDS[bare.lower()]
-    elif _NUMBER.match(bare):
-        number = float(bare.replace("_", ""))
-        # YAML 1.1 reads 1e9 as text and 1.0e9 as a number.
-        if re.fullmatch(r"[-+]?[0-9_]+", bare):
-            value = int(bare.replace("_", "")[:300])
-        elif "." in bare and abs(number) != float("inf"):
-            value = number
-    return Scalar(value=value, offset=offset, end=offset + len(bare))
+def _root(text: str) -> Node | Problem | None:
+    # Before PyYAML, which looks for the end of each of a thousand braces.
+    if max(accumulate(1 if brace in "[{" else -1 for brace in re.findall(r"[\[{}\]]", text)), default=0) > DEEPEST:
+        return _unread(_TOO_DEEP, 0)
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        return None if node is None else _Reader(loader).read(node)
+    except _RefusedError as error:
+        return _unread(str(error), error.offset)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        return _unread(str(error.problem or error.context), 0 if mark is None else mark.index)
+    except yaml.reader.ReaderError as error:
+        return _unread(f"{error.character!r}: {error.reason}", error.position)
+    except RecursionError:
+        return _unread(_TOO_DEEP, 0)
 
 
-def _members(lines: list[_Line], at: int, indent: int) -> tuple[tuple[Member, ...], int]:
-    """The keys at one indentation, from line ``at`` on, and the line behind them."""
-    members = []
-    while at < len(lines) and lines[at].indent >= indent:
-        line = lines[at]
-        at += 1
-        if line.key is None:
-            continue
-        node: Node
-        if line.value is not None:
-            node = line.value
-        elif at < len(lines) and lines[at].key is None and lines[at].indent >= line.indent:
-            items = []
-            while at < len(lines) and lines[at].key is None:
-                found = lines[at].value
-                items += [found] if found is not None else []
-                at += 1
-            node = Items(items=tuple(items), offset=line.key_end, end=line.key_end)
-        elif at < len(lines) and lines[at].indent > line.indent:
-            start = lines[at].offset
-            below, at = _members(lines, at, lines[at].indent)
-            node = Section(members=below, offset=start, end=start)
-        else:
-            node = Scalar(value=None, offset=line.key_end, end=line.key_end)
-        members.append(Member(key=line.key, offset=line.offset, end=line.key_end, node=node))
-    return tuple(members), at
+def _unread(why: str, offset: int) -> Problem:
+    return Problem(kind=SYNTAX, offset=offset, message=f"this YAML cannot be read: {' '.join(why.split())}")
+
+
+class _Reader:
+    """Makes trees of PyYAML's nodes."""
+
+    def __init__(self, loader: yaml.SafeLoader) -> None:
+        self._loader = loader
+        self._seen: set[int] = set()
+
+    def read(self, node: yaml.Node, depth: int = 0) -> Node:
+        """The tree of ``node``.
+
+        Raises:
+            _RefusedError: an alias, a value that Python has not, or too many levels.
+            yaml.MarkedYAMLError: a tag that is not YAML's own.
+        """
+        import yaml
+
+        if id(node) in self._seen:
+            raise _RefusedError(node, "a value that another place names (&name, *name): write it in both")
+        if depth > DEEPEST:
+            raise _RefusedError(node, _TOO_DEEP)
+        self._seen.add(id(node))
+        start, end = node.start_mark.index, node.end_mark.index
+        if isinstance(node, yaml.MappingNode):
+            named = [(key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
+            return Section(members=tuple(self._member(*each, depth) for each in named), offset=start, end=end)
+        if isinstance(node, yaml.SequenceNode):
+            return Items(items=tuple(self.read(item, depth + 1) for item in node.value), offset=start, end=end)
+        return Scalar(value=self._value(node), offset=start, end=end)
+
+    def _member(self, key: yaml.ScalarNode, value: yaml.Node, depth: int) -> Member:
+        start, end = key.start_mark.index, key.end_mark.index
+        node = self.read(value, depth + 1)
+        if isinstance(node, Scalar) and node.offset == node.end:
+            # No value: PyYAML says where the next key stands.
+            node = Scalar(value=node.value, offset=end, end=end)
+        return Member(key=str(key.value), offset=start, end=end, node=node)
+
+    def _value(self, node: yaml.ScalarNode) -> str | int | float | bool | None:
+        try:
+            value: Any = self._loader.construct_object(node)
+        except ValueError as error:  # a date that is none, a number of thousands of digits
+            raise _RefusedError(node, str(error)) from error
+        return value if value is None or isinstance(value, str | int | float | bool) else str(node.value)

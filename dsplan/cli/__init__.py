@@ -15,7 +15,15 @@ from typing import Annotated, Any, cast
 import typer
 
 from dsplan import __version__
-from dsplan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, DsplanError, RunError
+from dsplan.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_CLOSED_PIPE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_RUN_FAILED,
+    DsplanError,
+    RunError,
+)
 
 #: Some releases of typer bring click along and some depend on it; both export this one of its usage
 #: errors, whose base all the others share.
@@ -25,6 +33,9 @@ _INTERRUPTED = "interrupted; nothing is left running"
 
 #: In the order of ``dsplan --help``. The module of a command and its function bear its name.
 COMMANDS = ("estimate", "recommend", "fit", "sweep", "emit-config", "check", "verify", "replay")
+
+#: What the minGPT benchmark scripts call an option; their underscores are hyphens here.
+SPELLINGS = {"batch-size": "micro-batch-size"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,30 +52,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     called = [name for name in given[:1] if name in COMMANDS]
     try:
         result = _command(called or COMMANDS).main(args=given, prog_name="dsplan", standalone_mode=False)
-    except RunError as error:
-        return _fail(str(error), error.exit_code)  # with the last lines of the run's log
-    except DsplanError as error:
-        return _fail(_one_line(str(error)), error.exit_code)
-    except _UsageError as error:
-        return _fail(f"{_one_line(_message(error))}; see dsplan --help", EXIT_BAD_INPUT)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+    except (DsplanError, _UsageError, OSError, KeyboardInterrupt, typer.Abort) as error:
+        return _fail(*_failure(error, ["dsplan", *called]))
+    except SystemExit as exiting:
+        # Who reads the output has enough (`| head`): typer says 1 then, which means something else here.
+        if isinstance(exiting.__context__, BrokenPipeError):
+            return EXIT_CLOSED_PIPE
+        raise
     if result == EXIT_INTERRUPTED:  # some releases of typer turn a KeyboardInterrupt into this
         return _fail(_INTERRUPTED, EXIT_INTERRUPTED)
     return result if isinstance(result, int) else EXIT_OK
+
+
+def _failure(error: BaseException, command: Sequence[str]) -> tuple[str, int]:
+    """What ``error`` says to the user of ``command``, and its exit code."""
+    if isinstance(error, RunError):
+        return str(error), error.exit_code  # with the last lines of the run's log
+    if isinstance(error, DsplanError):
+        return _one_line(str(error)), error.exit_code
+    if isinstance(error, _UsageError):
+        return f"{_one_line(_message(error))}; see {' '.join(command)} --help", EXIT_BAD_INPUT
+    if isinstance(error, OSError):  # every file that is read or written has its own message: this is what was printed
+        return f"the output cannot be written: {error.strerror or error}", EXIT_RUN_FAILED
+    return _INTERRUPTED, EXIT_INTERRUPTED
 
 
 def _command(names: Sequence[str]) -> Any:
     """The command line with the commands of these names, as typer builds it (a command of click's)."""
     from dsplan.cli.signature import spread_options
 
-    app = typer.Typer(name="dsplan", add_completion=False, pretty_exceptions_enable=False)
-    app.callback(invoke_without_command=True)(_dsplan)
+    # Only `dsplan --help` shows the two options that set up a shell, and only they take time to prepare.
+    app = typer.Typer(name="dsplan", add_completion=len(names) > 1, pretty_exceptions_enable=False)
+    app.callback(invoke_without_command=True, context_settings={"token_normalize_func": _spelled})(_dsplan)
     for name in names:
         function = name.replace("-", "_")
         module = importlib.import_module(f"dsplan.cli.{function}")
         app.command(name)(spread_options(getattr(module, function)))
     return typer.main.get_command(app)
+
+
+def _spelled(name: str) -> str:
+    """An option's name as it is declared: the minGPT benchmark scripts' --n_layer is --n-layer."""
+    dashed = name.replace("_", "-")
+    return SPELLINGS.get(dashed, dashed)
 
 
 def _dsplan(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsplan.cli.completion import accelerators, consumers
 from dsplan.cli.options import ModelOptions
 from dsplan.errors import EXIT_FINDINGS, EXIT_OK, InputError, choice, require_positive
 
@@ -32,24 +33,44 @@ def check(
         typer.Option(
             "--for",
             metavar="WHO",
+            autocompletion=consumers,
             help="Who reads the file: deepspeed, hf, accelerate or lightning.",
             rich_help_panel=_RUN,
         ),
     ] = "deepspeed",
     world_size: Annotated[
         int | None,
-        typer.Option("--world-size", metavar="N", help="Ranks: checks the batch sizes.", rich_help_panel=_RUN),
+        typer.Option(
+            "--world-size",
+            metavar="N",
+            help="Ranks: checks the batch sizes (default: not known).",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option("--gpu", metavar="NAME", help="Catalogued device: checks what fits.", rich_help_panel=_RUN),
+        typer.Option(
+            "--gpu",
+            metavar="NAME",
+            autocompletion=accelerators,
+            help="Catalogued device: with a model, checks what fits.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     device_memory: Annotated[
         str | None,
-        typer.Option("--device-memory", metavar="SIZE", help="In place of the catalogue's.", rich_help_panel=_RUN),
+        typer.Option(
+            "--device-memory", metavar="SIZE", help="40GiB, in place of the catalogue's figure.", rich_help_panel=_RUN
+        ),
     ] = None,
     seq_len: Annotated[
-        int | None, typer.Option("--seq-len", metavar="TOKENS", help="Tokens of a sample.", rich_help_panel=_RUN)
+        int | None,
+        typer.Option(
+            "--seq-len",
+            metavar="TOKENS",
+            help="Tokens of a sample (default: the model's block).",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     model: ModelOptions,
     output_format: Annotated[
@@ -62,14 +83,32 @@ def check(
     fix: Annotated[
         bool, typer.Option("--fix", help="Write the changes that are safe, and show them.", rich_help_panel=_OUTPUT)
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON document: --format json.", rich_help_panel=_OUTPUT)
+    ] = False,
 ) -> int:
-    """Find what is wrong in DeepSpeed configurations, with line, column and what to write instead."""
+    """Find what is wrong in DeepSpeed configurations, with line, column and what to write instead.
+
+    Examples:
+    dsplan check ds_config.json
+    dsplan check ds_config.json --world-size 4 --model gpt2-xl --gpu a100-40gb
+    dsplan check configs/*.json accelerate.yaml --format github --strict
+
+    Exit codes:
+    0 nothing is wrong (with --strict: and no warning);
+    1 something is;
+    2 bad input.
+    """
     from dsplan.check.configuration import Run
     from dsplan.check.finding import ERROR, NOTE, SEVERITIES, WARNING, at_least
     from dsplan.check.run import check_files
     from dsplan.dsconfig.consumers import CONSUMERS
     from dsplan.report.findings import REPORTS
 
+    if as_json:
+        if output_format not in ("text", "json"):
+            raise InputError(f"--json and --format {output_format} contradict each other; give one of them")
+        output_format = "json"
     threshold = choice("--severity", severity, SEVERITIES)
     run = Run(
         consumer=choice("--for", consumer, CONSUMERS),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsplan.cli.completion import formats, plans
 from dsplan.cli.emit_plan import Chosen, choose_plan
 from dsplan.cli.flags import naming_flags
 from dsplan.cli.options import JsonOption, MachineOptions, ModelOptions, WorkloadOptions
@@ -28,13 +29,17 @@ def emit_config(
     workload: WorkloadOptions,
     machine: MachineOptions,
     strategy: Annotated[
-        str | None, typer.Option("--strategy", metavar="NAME", help="This strategy instead of the recommended one.")
+        str | None,
+        typer.Option(
+            "--strategy", metavar="NAME", autocompletion=plans, help="This strategy instead of the recommended one."
+        ),
     ] = None,
     format_name: Annotated[
         str,
         typer.Option(
             "--format",
             metavar="NAME",
+            autocompletion=formats,
             help="Who reads it: deepspeed, hf, accelerate or lightning; launch writes the scripts that start it.",
         ),
     ] = "deepspeed",
@@ -64,11 +69,19 @@ def emit_config(
     to_stdout: Annotated[bool, typer.Option("--stdout", help="Print the main document and write no file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the recommended strategy, or a named one, for DeepSpeed, HF Trainer, accelerate or Lightning."""
+    """Write the recommended strategy, or a named one, for DeepSpeed, HF Trainer, accelerate or Lightning.
+
+    Examples:
+    dsplan emit-config --model gpt2-xl --gpus 4 --gpu a100-40gb
+    dsplan emit-config --model qwen3-0.6b --gpu rtx-4090 --strategy zero2-offload --format hf
+    dsplan emit-config --model gpt2-xl --gpus 4 --gpu h100 --from ds_config.json -o better.json
+    """
     from dsplan.dsconfig.consumers import CONSUMERS
     from dsplan.dsconfig.formats import FORMATS, render
     from dsplan.dsconfig.formats.target import Target
     from dsplan.dsconfig.formats.together import require_targets, write_together
+    from dsplan.dsconfig.versions import parse_version
+    from dsplan.files import require_target
     from dsplan.report.emitted import Emitted, show_emitted
 
     if to_stdout and (output is not None or as_json):
@@ -77,6 +90,11 @@ def emit_config(
     # Launch lines are there to be read; a file is made of them only when one is asked for.
     writes = not to_stdout and (output is not None or format_name != "launch")
     consumer = format_name if format_name in CONSUMERS else None
+    if deepspeed_version is not None:
+        with naming_flags():
+            parse_version(deepspeed_version)
+    if writes:  # the rest of the files is known later; this one is asked for before the work begins
+        require_target(output or _DEFAULT, force=force)
     chosen = choose_plan(model, workload, machine, strategy=strategy, from_file=from_file, consumer=consumer)
     document = _document(chosen, deepspeed_version)
     said, changes = _for_version(document, deepspeed_version)
@@ -96,6 +114,9 @@ def emit_config(
     # As the newest release has it: an older one may know keys that this one's parser refuses.
     checked = _check(document, chosen.inputs.cluster.world_size)
     if to_stdout:
+        row = chosen.row
+        if row.reason:  # it is tight, or does not fit
+            typer.echo(f"dsplan: warning: {row.plan.name}: {row.verdict}: {row.reason}", err=True)
         typer.echo(emission.main, nl=False)
         return
     if writes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsplan.cli.completion import plans, verdicts
 from dsplan.cli.inputs import Inputs, read_inputs
 from dsplan.cli.machine_input import allocator_settings
 from dsplan.cli.options import ConsumerOption, DsConfigOption, JsonOption, MachineOptions, ModelOptions, WorkloadOptions
@@ -27,7 +28,8 @@ def estimate(
     ds_config: DsConfigOption = None,
     consumer: ConsumerOption = None,
     plan: Annotated[
-        str | None, typer.Option("--plan", metavar="NAME", help="Only this plan, such as zero2-ckpt.")
+        str | None,
+        typer.Option("--plan", metavar="NAME", autocompletion=plans, help="Only this plan, such as zero2-ckpt."),
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print every term at the peak of --plan, or of the recommended plan.")
@@ -53,6 +55,7 @@ def estimate(
         typer.Option(
             "--require",
             metavar="VERDICT",
+            autocompletion=verdicts,
             help="Exit with 1 unless the plan that was asked for, or else any, has this verdict: fits, or tight "
             "(which fits satisfies too).",
         ),
@@ -67,9 +70,22 @@ def estimate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the GPU and CPU memory of every DeepSpeed strategy and recommend one."""
+    """Compare the GPU and CPU memory of every DeepSpeed strategy and recommend one.
+
+    Examples:
+    dsplan estimate --params 45B --gpus 8
+    dsplan estimate --model llama-3.1-8b --gpus 8 --gpu h100 --seq-len 4096
+    dsplan estimate --model gpt2 --gpu t4 --plan zero2 --require fits
+    dsplan estimate --model gpt2-xl --gpus 4 --gpu a100-40gb --ds-config FILE
+
+    Exit codes:
+    0 done;
+    1 --require is not satisfied;
+    2 bad input.
+    """
     from dsplan import estimate as estimator
-    from dsplan.cli.gate import missed, read_gate
+    from dsplan.cli.gate import missed, read_gate, require_memory
+    from dsplan.cli.spread import cores, spread
 
     inputs = read_inputs(model, workload, machine, ds_config=ds_config, consumer=consumer, plan=plan)
     cluster = replace(inputs.cluster, allocator=allocator_settings(alloc_conf))
@@ -79,16 +95,25 @@ def estimate(
         cluster = replace(cluster, limits=host_limits(swap_folders(inputs.plans)))
     inputs = replace(inputs, cluster=cluster)
     wanted = None if require is None else read_gate(require, inputs.cluster)
+    if exact:
+        require_memory("--exact", "a dry run needs a device", inputs.cluster)
+    if ladder:
+        require_memory("--ladder", "finds what fits on a device", inputs.cluster)
     alone = len(inputs.plans) == 1
+    spreads = ladder and not alone and cores() > 1
+    # Terms are followed one by one for what is printed only: of many plans later, for the recommended one.
+    at_once = explain and (as_json or alone or ladder)
     with progress("Estimating") as advance:
         result = estimator.estimate(
             inputs.model,
             inputs.plans,
             inputs.cluster,
-            explain=explain and as_json,
+            explain=at_once,
             closely=alone or ladder,
             exactly=ladder,
             on_progress=advance,
+            on_rung=None if spreads else advance.say,
+            over=spread if spreads else map,
         )
     if exact:
         from dsplan.cli.exact import exactly
@@ -125,11 +150,13 @@ def _show(inputs: Inputs, result: Estimate, *, explain: bool, as_json: bool) -> 
     if explain:
         from dsplan.report.explain import print_explanation
 
-        # Terms are followed one by one only for what is printed: that takes longer than the totals.
-        plans = [found for found in inputs.plans if result.recommended in (None, found.name)]
-        with progress("Explaining") as advance:
-            explained = estimator.estimate(
-                inputs.model, plans, inputs.cluster, explain=True, ladder=False, on_progress=advance
-            )
-        for row in explained.plans:
-            print_explanation(console, explained, row)
+        rows = [row for row in result.plans if result.recommended in (None, row.plan.name)]
+        if not all(row.terms for row in rows):
+            with progress("Explaining") as advance:
+                plans = [row.plan for row in rows]
+                result = estimator.estimate(
+                    inputs.model, plans, inputs.cluster, explain=True, ladder=False, on_progress=advance
+                )
+            rows = list(result.plans)
+        for row in rows:
+            print_explanation(console, result, row)

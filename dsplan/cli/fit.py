@@ -30,6 +30,7 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Say how large a model, micro batch or sequence fits on the machines, for each strategy."""
+    from dsplan.cli.flags import naming_flags
     from dsplan.errors import InputError, choice
     from dsplan.report.fit import fit_document, print_fit
     from dsplan.search.fit import WHAT, largest
@@ -44,7 +45,7 @@ def fit(
         with contextlib.suppress(InputError):  # torch has no such optimizer
             kept = ddp_plans(plans[0].workload)
             plans = (*(kept[:1] if workload.activation_checkpointing == "none" else kept), *plans)
-    with progress("Fitting") as advance:
+    with progress("Fitting") as advance, naming_flags():
         rows = largest(what, inputs.model, plans, inputs.cluster, closely=closely, on_progress=advance)
     if as_json:
         from dsplan.report.console import print_document

@@ -17,9 +17,14 @@ def read_gate(text: str, cluster: Cluster) -> str:
         InputError: there is no such verdict, or no device to have one of.
     """
     wanted = choice("--require", text, GATES)
-    if cluster.accelerator is None or cluster.accelerator.usable_bytes is None:
-        raise InputError(f"--require {wanted}: there is no verdict without a device; name one with --gpu")
+    require_memory(f"--require {wanted}", "there is no verdict without a device", cluster)
     return wanted
+
+
+def require_memory(flag: str, why: str, cluster: Cluster) -> None:
+    """Raise InputError where no device is known, or not how much memory it has, which ``flag`` is about."""
+    if cluster.accelerator is None or cluster.accelerator.usable_bytes is None:
+        raise InputError(f"{flag}: {why}; name one with --gpu")
 
 
 def missed(wanted: str, estimate: Estimate) -> str | None:

@@ -9,12 +9,14 @@ from dsplan import detect
 from dsplan.catalogue import accelerator
 from dsplan.cli.flags import naming_flags
 from dsplan.cli.options import MachineOptions
-from dsplan.errors import require_positive
+from dsplan.errors import InputError, require_positive
 from dsplan.hardware import Accelerator, Cluster
 from dsplan.units import parse_size
 
 #: Whose workspace and context a device has of which only the memory was given.
 _TYPICAL = "a100-80gb"
+#: GPUs of a node, or nodes, beyond which a number is a slip of the keyboard.
+_MAX_COUNT = 100_000
 #: Where torch reads its allocator's settings, in its own order (c10/cuda/CUDAAllocatorConfig.h).
 _VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
@@ -30,6 +32,8 @@ def read_machine_options(options: MachineOptions) -> Cluster:
     for flag, count in (("--gpus", options.gpus), ("--nodes", options.nodes)):
         if count is not None:
             require_positive(flag, count)
+            if count > _MAX_COUNT:
+                raise InputError(f"{flag}: {count} is not allowed; at most {_MAX_COUNT:,}")
     memory = None if options.device_memory is None else parse_size(options.device_memory, "--device-memory")
     host = None if options.host_memory is None else parse_size(options.host_memory, "--host-memory")
     with naming_flags():

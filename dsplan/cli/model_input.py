@@ -19,6 +19,8 @@ from dsplan.units import format_count, parse_count
 _SHAPE_FLAGS = {"num_layers": "--n-layer", "num_attention_heads": "--n-head", "hidden_size": "--n-embd"}
 #: Widths beyond which a number is a slip of the keyboard: the widest published model has 25,600.
 _MAX_WIDTH = 1_000_000
+#: The same for vocabularies and blocks: the longest published context has 10,000,000 tokens.
+_MAX_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,25 +75,36 @@ def _shape_flags(options: ModelOptions) -> dict[str, Any]:
             "attention": options.attention and choice("attention", options.attention, (*ATTENTIONS, FLASH_ATTENTION)),
             "activation": options.activation and choice("activation", options.activation, ACTIVATIONS),
         }
-    if options.n_embd is not None and options.n_embd > _MAX_WIDTH:
-        raise InputError(f"--n-embd: {options.n_embd} is not allowed; at most {_MAX_WIDTH}")
+    for flag, given, most in (
+        ("--n-embd", options.n_embd, _MAX_WIDTH),
+        ("--vocab-size", options.vocab_size, _MAX_TOKENS),
+        ("--block-size", options.block_size, _MAX_TOKENS),
+    ):
+        if given is not None and given > most:
+            raise InputError(f"{flag}: {given} is not allowed; at most {most}")
     fields = {
         **counts,
         **names,
         "dropout": options.dropout,
-        "tie_word_embeddings": options.tie_word_embeddings,
+        "tie_word_embeddings": _tied(options),
         **_trained(options),
     }
     return {field: value for field, value in fields.items() if value is not None}
+
+
+def _tied(options: ModelOptions) -> bool | None:
+    if options.tie_word_embeddings and options.no_tie_word_embeddings:
+        raise InputError("--tie-word-embeddings and --no-tie-word-embeddings contradict each other; give one of them")
+    return True if options.tie_word_embeddings else False if options.no_tie_word_embeddings else None
 
 
 def _trained(options: ModelOptions) -> dict[str, Any]:
     """What of the model is trained: adapters' rank and targets, or the number of frozen layers."""
     rank, frozen = getattr(options, "lora_rank", None), getattr(options, "frozen_layers", None)
     targets = getattr(options, "lora_targets", None)
-    for field, value in (("lora_rank", rank), ("frozen_layers", frozen)):
+    for flag, value in (("--lora-rank", rank), ("--frozen-layers", frozen)):
         if value is not None:
-            require_positive(field, value)
+            require_positive(flag, value)
     if targets is not None and rank is None:
         raise InputError("--lora-targets: say how wide the adapters are with --lora-rank")
     names = None if targets is None else [name.strip() for name in targets.split(",") if name.strip()]
@@ -120,7 +133,7 @@ def _named(name: str, shape: dict[str, Any]) -> ModelShape:
     wanted = name.strip().casefold()
     if wanted in map(str.casefold, known) or wanted in map(str.casefold, decoder_names()):
         found = preset(name)
-    elif Path(name).exists() or "/" in name or Path(name).suffix == ".json":
+    elif name and (Path(name).exists() or "/" in name or Path(name).suffix == ".json"):
         found = read_model(name)
     else:
         near = [f"--params {name}"] if _is_count(name) else nearest(name, (*known, *decoder_names()))

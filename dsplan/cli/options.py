@@ -1,8 +1,8 @@
 """The options that the commands share, declared once.
 
 A command takes a group as one parameter (``model: ModelOptions``); :mod:`dsplan.cli.signature` spreads
-its fields into the flat signature that typer reads. None means "not given". The spellings with
-underscores are those of the minGPT benchmark scripts, so that their command lines can be pasted.
+its fields into the flat signature that typer reads. None means "not given". The command lines of the minGPT benchmark
+scripts can be pasted: :data:`dsplan.cli.SPELLINGS`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dsplan.cli.completion import (
+    accelerators,
+    activations,
+    attentions,
+    checkpointings,
+    consumers,
+    models,
+    optimizers,
+    precisions,
+)
 
 _MODEL = "Model: one of --params, --model or the shape"
 _WORKLOAD = "Workload"
@@ -36,6 +47,7 @@ class ModelOptions:
         typer.Option(
             "--model",
             metavar="NAME|PATH",
+            autocompletion=models,
             help="A preset (gpt2-xl, llama-3.1-8b, ...), a model file or a config.json.",
             rich_help_panel=_MODEL,
         ),
@@ -44,52 +56,57 @@ class ModelOptions:
         str | None,
         typer.Option(
             "--module",
-            metavar="PACKAGE.FILE:FACTORY",
-            help="A torch module of your own: a function that makes it.",
+            metavar="FILE:FACTORY",
+            help="A torch module of your own: PACKAGE.FILE:FACTORY, a function that makes it.",
             rich_help_panel=_MODEL,
         ),
     ] = None
     n_layer: Annotated[
         int | None,
-        typer.Option("--n-layer", "--n_layer", metavar="N", help="Transformer blocks.", rich_help_panel=_MODEL),
+        typer.Option("--n-layer", metavar="N", help="Transformer blocks.", rich_help_panel=_MODEL),
     ] = None
     n_head: Annotated[
-        int | None, typer.Option("--n-head", "--n_head", metavar="N", help="Attention heads.", rich_help_panel=_MODEL)
+        int | None, typer.Option("--n-head", metavar="N", help="Attention heads.", rich_help_panel=_MODEL)
     ] = None
-    n_embd: Annotated[
-        int | None, typer.Option("--n-embd", "--n_embd", metavar="N", help="Width.", rich_help_panel=_MODEL)
-    ] = None
+    n_embd: Annotated[int | None, typer.Option("--n-embd", metavar="N", help="Width.", rich_help_panel=_MODEL)] = None
     vocab_size: Annotated[
         int | None,
-        typer.Option(
-            "--vocab-size", "--vocab_size", metavar="N", help="Vocabulary (default 50257).", rich_help_panel=_MODEL
-        ),
+        typer.Option("--vocab-size", metavar="N", help="Vocabulary (default 50257).", rich_help_panel=_MODEL),
     ] = None
     block_size: Annotated[
         int | None,
-        typer.Option(
-            "--block-size", "--block_size", metavar="N", help="Longest sequence (default 1024).", rich_help_panel=_MODEL
-        ),
+        typer.Option("--block-size", metavar="N", help="Longest sequence (default 1024).", rich_help_panel=_MODEL),
     ] = None
     attention: Annotated[
         str | None,
-        typer.Option("--attention", metavar="KIND", help="eager, sdpa or flash_attention_2.", rich_help_panel=_MODEL),
+        typer.Option(
+            "--attention",
+            metavar="KIND",
+            autocompletion=attentions,
+            help="eager, sdpa or flash_attention_2.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None
     activation: Annotated[
-        str | None, typer.Option("--activation", metavar="KIND", help="gelu_new or gelu.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(
+            "--activation", metavar="KIND", autocompletion=activations, help="gelu_new or gelu.", rich_help_panel=_MODEL
+        ),
     ] = None
     dropout: Annotated[
         float | None,
         typer.Option("--dropout", metavar="P", help="Dropout probability (default 0.1).", rich_help_panel=_MODEL),
     ] = None
     tie_word_embeddings: Annotated[
-        bool | None,
+        bool,
+        typer.Option("--tie-word-embeddings", help="The head shares the token embedding.", rich_help_panel=_MODEL),
+    ] = False
+    no_tie_word_embeddings: Annotated[
+        bool,
         typer.Option(
-            "--tie-word-embeddings/--no-tie-word-embeddings",
-            help="Whether the head shares the token embedding (default: not).",
-            rich_help_panel=_MODEL,
+            "--no-tie-word-embeddings", help="The head has weights of its own (default).", rich_help_panel=_MODEL
         ),
-    ] = None
+    ] = False
     lora_rank: Annotated[
         int | None,
         typer.Option(
@@ -133,7 +150,6 @@ class WorkloadOptions:
         int | None,
         typer.Option(
             "--micro-batch-size",
-            "--batch_size",
             metavar="N",
             help="Samples per GPU and pass (default 1).",
             rich_help_panel=_WORKLOAD,
@@ -153,6 +169,7 @@ class WorkloadOptions:
         typer.Option(
             "--precision",
             metavar="NAME",
+            autocompletion=precisions,
             help="fp32, fp16 or bf16 (default: bf16 where the device has it).",
             rich_help_panel=_WORKLOAD,
         ),
@@ -162,7 +179,8 @@ class WorkloadOptions:
         typer.Option(
             "--optimizer",
             metavar="NAME",
-            help="adamw, adam, sgd, lion or adagrad (default adamw).",
+            autocompletion=optimizers,
+            help="adamw, adam, sgd, lion, adagrad or muon (default adamw).",
             rich_help_panel=_WORKLOAD,
         ),
     ] = None
@@ -171,6 +189,7 @@ class WorkloadOptions:
         typer.Option(
             "--activation-checkpointing",
             metavar="KIND",
+            autocompletion=checkpointings,
             help="none, torch or deepspeed (default: plans with none and with torch).",
             rich_help_panel=_WORKLOAD,
         ),
@@ -196,7 +215,11 @@ class MachineOptions:
     gpu: Annotated[
         str | None,
         typer.Option(
-            "--gpu", metavar="NAME", help="Catalogued device: h200, a100-80gb, gaudi2, ...", rich_help_panel=_MACHINE
+            "--gpu",
+            metavar="NAME",
+            autocompletion=accelerators,
+            help="Catalogued device: h200, a100-80gb, gaudi2, ...",
+            rich_help_panel=_MACHINE,
         ),
     ] = None
     device_memory: Annotated[
@@ -231,6 +254,7 @@ ConsumerOption = Annotated[
     typer.Option(
         "--for",
         metavar="WHO",
+        autocompletion=consumers,
         help='Who hands the --ds-config file to DeepSpeed and fills in its "auto": deepspeed (a script; the default), '
         "hf, accelerate or lightning.",
         show_default=False,

@@ -11,6 +11,7 @@ from dsplan.cli.flags import naming_flags
 from dsplan.cli.options import WorkloadOptions
 from dsplan.errors import InputError, choice, require_positive
 from dsplan.hardware import Cluster
+from dsplan.ladder import LARGEST
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.workload import ACTIVATION_CHECKPOINTING, OPTIMIZERS, Workload, parse_precision
@@ -116,6 +117,7 @@ def configuration(
         ),
     )
     workload = found.workload
+    _require_plausible(f"{path}: train_micro_batch_size_per_gpu", workload.micro_batch_size)
     for flag, given, read in (
         ("--micro-batch-size", micro, workload.micro_batch_size),
         ("--gradient-accumulation-steps", steps, workload.gradient_accumulation_steps),
@@ -150,7 +152,14 @@ def _sequence_length(options: WorkloadOptions, model: ModelShape) -> int:
 def _positive(value: int | None, flag: str) -> int | None:
     if value is not None:
         require_positive(flag, value)
+        _require_plausible(flag, value)
     return value
+
+
+def _require_plausible(name: str, value: int) -> None:
+    """Numbers beyond what a ladder looks for are slips of the keyboard, and take a replay for ever."""
+    if value > LARGEST and name != "--seq-len":  # which has the model's positions for a limit
+        raise InputError(f"{name}: {value} is not allowed; at most {LARGEST}")
 
 
 def _precision(options: WorkloadOptions) -> str | None:

@@ -4,34 +4,56 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 #: Work that is done sooner shows no bar, and does not pay for the import of one.
 DELAY_SECONDS = 0.5
 
 
+class Progress:
+    """Work that tells how far it is: ``progress(done, total)``, and between two such calls in words.
+
+    Nothing is drawn before :data:`DELAY_SECONDS`, or where standard error is no terminal.
+    """
+
+    def __init__(self, description: str) -> None:
+        self._description = description
+        self._begun = time.monotonic()
+        self._shows = sys.stderr.isatty()
+        self._bar: _Bar | None = None
+        self._done, self._total = 0, 1
+
+    def __call__(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+        self._show(self._description)
+
+    def say(self, text: str) -> None:
+        """What is being worked on, such as the rung of a ladder."""
+        self._show(f"{self._description}: {text}")
+
+    def stop(self) -> None:
+        """Take the bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show(self, text: str) -> None:
+        if not self._shows:
+            return
+        if self._bar is None and time.monotonic() - self._begun >= DELAY_SECONDS:
+            self._bar = _Bar(self._description)
+        if self._bar is not None:
+            self._bar.show(text, self._done, self._total)
+
+
 @contextmanager
-def progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback ``(done, total)`` that draws a bar once the work has taken :data:`DELAY_SECONDS`."""
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
-        return
-    begun = time.monotonic()
-    bar: _Bar | None = None
-
-    def advance(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None and time.monotonic() - begun >= DELAY_SECONDS:
-            bar = _Bar(description)
-        if bar is not None:
-            bar.show(done, total)
-
+def progress(description: str) -> Iterator[Progress]:
+    """A bar for the work inside, removed at its end."""
+    found = Progress(description)
     try:
-        yield advance
+        yield found
     finally:
-        if bar is not None:
-            bar.stop()
+        found.stop()
 
 
 @contextmanager
@@ -57,8 +79,8 @@ class _Bar:
         self._task = self._progress.add_task(description)
         self._progress.start()
 
-    def show(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
+    def show(self, text: str, done: int, total: int) -> None:
+        self._progress.update(self._task, description=text, completed=done, total=total)
 
     def stop(self) -> None:
         self._progress.stop()

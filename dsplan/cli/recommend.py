@@ -55,11 +55,15 @@ def recommend(
 ) -> None:
     """Search strategies, micro batches and buckets for the best configuration that fits, and say why not the others."""
     from dsplan.cli.flags import naming_flags
-    from dsplan.errors import InputError
+    from dsplan.errors import InputError, choice
     from dsplan.files import require_target, write_text
+    from dsplan.search.result import OBJECTIVES
     from dsplan.search.search import search
     from dsplan.units import parse_size
 
+    objective = choice("--objective", objective, OBJECTIVES)
+    if plot is not None and plot.suffix != ".svg":
+        raise InputError(f"--plot: {plot} has the suffix {plot.suffix!r}; allowed: .svg")
     for path in (output, plot):
         if path is not None:
             require_target(path, force=force)

@@ -21,6 +21,10 @@ def replay(
 ) -> int:
     """Hold published memory figures against the planner, row by row.
 
+    Examples:
+    dsplan replay
+    dsplan replay --json
+
     Exit codes:
     0 every verdict is as it should be;
     1 one is not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from dsplan.cli.options import JsonOption, MachineOptions, ModelOptions, Workloa
 from dsplan.cli.progress import progress
 from dsplan.cli.timing_options import ProfileOption, read_profile_option
 from dsplan.errors import InputError
+
+if TYPE_CHECKING:
+    from dsplan.hardware import Accelerator
 
 _MOST = 100_000
 
@@ -44,7 +47,6 @@ def sweep(
     as_json: JsonOption = False,
 ) -> None:
     """Compute memory, verdict and step time of every combination, as CSV, JSON or a picture."""
-    from dsplan.catalogue import accelerator
     from dsplan.cli.flags import naming_flags
     from dsplan.files import require_target, write_text
     from dsplan.report.sweep import sweep_csv, sweep_document, sweep_picture
@@ -60,8 +62,7 @@ def sweep(
     if gpu_types is None and given is None:
         raise InputError("--gpu-types: no device was named; give some, such as a100-80gb,h100")
     named = [name for name in (gpu_types or "").split(",") if name.strip()]
-    with naming_flags():
-        devices = [accelerator(name) for name in named] or ([given] if given is not None else [])
+    devices = [_device(name) for name in named] or ([given] if given is not None else [])
     grid = {
         "gpus": _numbers(gpu_counts, "--gpu-counts") or [inputs.cluster.gpus_per_node],
         "micro_batch_sizes": _numbers(micro_batch_sizes, "--micro-batch-sizes") or [first.micro_batch_size],
@@ -106,6 +107,16 @@ def sweep(
         print_document(sweep_document(inputs.model, points))
         return
     typer.echo(sweep_csv(points), nl=False)
+
+
+def _device(name: str) -> Accelerator:
+    """The catalogued device, by the flag that named it."""
+    from dsplan.catalogue import accelerator
+
+    try:
+        return accelerator(name)
+    except InputError as error:
+        raise InputError(f"--gpu-types:{str(error).partition(':')[2]}") from error
 
 
 def _numbers(text: str | None, flag: str) -> list[int]:

@@ -47,6 +47,8 @@ def calibrate(
         raise InputError(
             f"{', '.join(contradicting)} and --calibrate contradict each other: the machine is measured, not a run"
         )
+    if trial.nvme_path is not None and not trial.nvme_path.is_dir():
+        raise InputError(f"--nvme-path: {trial.nvme_path} is no folder; name one on the drive that is to be measured")
     chosen = choose_device(choice("--device", "cuda" if device == "auto" else device, DEVICES))
     chosen.require(gpus or 1)
     name = trial.name or ("cpu" if chosen.accelerator is None else chosen.accelerator.name)

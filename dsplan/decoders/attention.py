@@ -68,6 +68,7 @@ class GroupedShape:
 
     @property
     def num_scores(self) -> int:
+        """Elements of the scores of all queries' heads: b·a·s²."""
         return self.batch * self.heads * self.length**2
 
     @property
@@ -77,6 +78,7 @@ class GroupedShape:
 
     @property
     def grouped(self) -> bool:
+        """Whether several heads of queries share one of keys and values: k < a."""
         return self.heads != self.key_value_heads
 
 
@@ -177,14 +179,6 @@ def attention_bias(t: Tape, shape: GroupedShape) -> Tensor:
     padded = t.tensor(shape.element_bytes * rows * round_up(length, BIAS_ALIGNMENT), BIAS)
     t.drop(bias)
     return padded
-
-
-def copied(t: Tape, context: Tensor) -> Tensor:
-    """``transpose(1, 2).contiguous()`` of a context that lies head by head."""
-    out = t.tensor(context.storage.size, CONTEXT)
-    t.node(out, lambda gradient: t.give(context, gradient))
-    t.drop(context)
-    return out
 
 
 def repeated(t: Tape, x: Tensor, shape: GroupedShape, *, copies: bool = True) -> Tensor:

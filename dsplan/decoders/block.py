@@ -5,20 +5,25 @@ Legend: e bytes of an element, b micro batch, s sequence, h width, f width of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dsplan import operators
 from dsplan.attention import QKV
 from dsplan.decoders import attention, mlp
 from dsplan.decoders.attention import GroupedShape
+from dsplan.decoders.classes import QWEN2_MOE
 from dsplan.decoders.eager import Eager
 from dsplan.decoders.experts import Mixture
-from dsplan.decoders.pieces import BLOCK, QWEN2_MOE, STREAM, Piece
-from dsplan.decoders.rotary import contiguous_gradient, part_of, rotate, rotate_parts
+from dsplan.decoders.parts import contiguous_gradient, part_of, size_of, split
+from dsplan.decoders.pieces import BLOCK, STREAM, Piece
+from dsplan.decoders.rotary import rotate, rotate_parts
 from dsplan.decoders.unfused import sdpa
 from dsplan.families import Experts, Parameter
 from dsplan.families.decoder import FUSED, GATED, GATED_FUSED, SANDWICH
 from dsplan.kernels import MATH
-from dsplan.operators import BACKWARD, WORKING
-from dsplan.tape import Storage, Tensor
+from dsplan.ledger import Term
+from dsplan.operators import WORKING
+from dsplan.tape import Tensor
 
 
 class Block(Piece):
@@ -26,9 +31,11 @@ class Block(Piece):
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters of this kind of block, by their names within it."""
         return self.decoder.kinds[self.kind.parameters]
 
     def forward(self, x: Tensor) -> Tensor:
+        """The stream (b, s, h) through one block, run again in the backward pass where it is checkpointed."""
         kind = self.workload.activation_checkpointing
 
         def run(y: Tensor) -> Tensor:
@@ -58,6 +65,7 @@ class Block(Piece):
         return out
 
     def block(self, x: Tensor) -> Tensor:
+        """The block without its checkpoint, (b, s, h) to (b, s, h) (modeling_llama.py LlamaDecoderLayer.forward)."""
         t = self.tape
         sandwich = self.decoder.residual == SANDWICH
         middle = self.branch(x, "input_layernorm", "self_attn", "post_attention_layernorm" if sandwich else "")
@@ -75,6 +83,7 @@ class Block(Piece):
         return self.branched(x, before, name, after)
 
     def branched(self, x: Tensor, before: str, name: str, after: str) -> Tensor:
+        """What :meth:`branch` runs, whether a gradient is asked for or not."""
         t = self.tape
         normalised = self.norm(x, before)
         result = t.module(name, self.attention if name == "self_attn" else self.mlp, normalised)
@@ -90,6 +99,7 @@ class Block(Piece):
     # Attention.
 
     def attention(self, x: Tensor) -> Tensor:
+        """The normalised stream (b, s, h) to what is added to it (modeling_llama.py LlamaAttention.forward)."""
         t, d = self.tape, self.decoder
         q, k, v = self.fused_projections(x) if d.qkv == FUSED else self.projections(x)
         joins = d.qkv == FUSED
@@ -159,6 +169,7 @@ class Block(Piece):
         return parted
 
     def projection(self, x: Tensor, name: str, heads: int) -> Tensor:
+        """Queries or keys of ``heads`` heads, e·b·s·heads·d, with the norm of each head where the family has one."""
         t, d = self.tape, self.decoder
         term = WORKING if d.qk_norm and self.e != 4 else QKV
         flat = self.linear(x, f"self_attn.{name}_proj", heads * d.head_size, term, bias=d.qkv_bias)
@@ -183,6 +194,7 @@ class Block(Piece):
     # The MLP.
 
     def mlp(self, x: Tensor) -> Tensor:
+        """The normalised stream (b, s, h) to what is added to it: a gated MLP, or a mixture of experts."""
         d = self.decoder
         if d.experts is not None and f"{d.experts.module}.gate.weight" in self.trains:
             return self.mixture(x, d.experts)
@@ -190,6 +202,37 @@ class Block(Piece):
             return self.fused_mlp(x)
         assert d.mlp == GATED
         return self.gated_mlp(x, "mlp", d.intermediate_size)
+
+    def plain_mlp(
+        self,
+        x: Tensor,
+        names: tuple[str, str, str],
+        *,
+        bias: bool,
+        linear: Callable[..., Tensor] | None = None,
+        hidden: Term | None = None,
+    ) -> Tensor:
+        """``down(act(up(x)))``.
+
+        Args:
+            names: of the modules ``up``, ``act`` and ``down``.
+            linear: how both products are made; None: :meth:`linear`.
+            hidden: what the first product counts as, where the activation saves its result and not this.
+        """
+        t, f = self.tape, self.decoder.intermediate_size
+        up, act, down = names
+        multiply = linear or self.linear
+        wide = multiply(x, up, f, hidden or mlp.GATED, bias=bias)
+        active = t.module(act, self.activate, wide)
+        t.drop(wide)
+        out = multiply(active, down, self.h, WORKING, bias=bias, n_in=f)
+        t.drop(active)
+        return out
+
+    def dropout(self, x: Tensor, name: str) -> Tensor:
+        """Dropout of the residual stream, as a module."""
+        t, numel, p = self.tape, self.tokens * self.h, self.decoder.dropout
+        return t.module(name, lambda y: operators.dropout(t, y, numel, self.e, p, operators.RESIDUAL_MASK), x)
 
     def gated_mlp(self, x: Tensor, name: str, f: int, *, flat: bool = False) -> Tensor:
         """``down(act(gate(x)) · up(x))`` of width ``f``; ``flat``: of tokens in one dimension."""
@@ -239,49 +282,16 @@ class Block(Piece):
         """Phi-3: gate and up are halves of one product (modeling_phi3.py Phi3MLP.forward)."""
         t, f = self.tape, self.decoder.intermediate_size
         whole = self.linear(x, "mlp.gate_up_proj", 2 * f, mlp.GATED, bias=False)
-        half = self.e * self.tokens * f
-        gate, up = Tensor(t.hold(whole.storage)), Tensor(t.hold(whole.storage))
-        halves: list[Storage] = []
-
-        def backward_chunk(_: Storage) -> None:
-            joined = t.allocate(whole.storage.size, BACKWARD)
-            for gradient in halves:
-                t.release(gradient)
-            t.give(whole, joined)
-
-        def backward_gate(gradient: Storage) -> None:
-            halves.append(gradient)
-            backward_chunk(gradient)
-
-        t.node(gate, backward_gate)
-        t.node(up, halves.append)
-        kept = t.save(gate)
-        active = t.tensor(half, mlp.GATED)
-
-        def backward_activation(gradient: Storage) -> None:
-            dx = t.allocate(half, BACKWARD)
-            t.release(gradient)
-            t.forget(kept)
-            t.give(gate, dx)
-
-        t.node(active, backward_activation)
-        kept_both = t.save(up), t.save(active)
-        product = t.tensor(half, mlp.GATED)
-
-        def backward_product(gradient: Storage) -> None:
-            d_up, d_active = t.allocate(half, BACKWARD), t.allocate(half, BACKWARD)
-            t.release(gradient)
-            t.forget(*kept_both)
-            t.give(up, d_up)
-            t.give(active, d_active)
-
-        t.node(product, backward_product)
+        gate, up = split(t, whole, [size_of(whole) // 2] * 2)
+        active = mlp.activation_of_part(t, gate, mlp.GATED)
+        product = mlp.multiply(t, up, active, mlp.GATED)
         t.drop(active)
         out = self.linear(product, "mlp.down_proj", self.h, WORKING, bias=False, n_in=f)
         t.drop(product, gate, up, whole)
         return out
 
     def activate(self, x: Tensor) -> Tensor:
+        """The activation between an MLP's products; the exact gelu and silu are one kernel, as relu is."""
         name = self.decoder.activation
         if name == "gelu_new":
             return operators.gelu_new(self.tape, x, mlp.GATED)

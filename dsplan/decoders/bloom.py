@@ -12,8 +12,8 @@ from dsplan.decoders.attention import SCORES, GroupedShape
 from dsplan.decoders.block import Block
 from dsplan.decoders.eager import softmax_through_fp32
 from dsplan.decoders.ends import Embedding
+from dsplan.decoders.parts import copied, part_of
 from dsplan.decoders.pieces import STREAM
-from dsplan.decoders.rotary import part_of
 from dsplan.families.decoder import AFTER_NORM
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import LEAVE, Storage, Tape, Tensor
@@ -23,6 +23,7 @@ class BloomBlock(Block):
     """LayerNorm, attention with its residual, LayerNorm, MLP with its residual; dropout of neither."""
 
     def block(self, x: Tensor) -> Tensor:
+        """modeling_bloom.py BloomBlock.forward."""
         t = self.tape
         probabilities: list[Tensor] = []  # a part of the block's result
         normalised = self.norm(x, "input_layernorm")
@@ -37,6 +38,7 @@ class BloomBlock(Block):
         return out
 
     def attended(self, x: Tensor, residual: Tensor, probabilities: list[Tensor]) -> Tensor:
+        """modeling_bloom.py BloomAttention.forward, which adds its ``residual``; probabilities join the list."""
         t = self.tape
         qkv = self.linear(x, "self_attention.query_key_value", 3 * self.h, QKV, bias=True)
         held: list[Tensor] = []  # by their names, until attention returns
@@ -48,21 +50,23 @@ class BloomBlock(Block):
         return out
 
     def expanded(self, x: Tensor, residual: Tensor) -> Tensor:
-        t, f = self.tape, 4 * self.h
-        hidden = self.linear(x, "mlp.dense_h_to_4h", f, mlp.GATED, bias=True)
-        active = t.module("mlp.gelu_impl", lambda y: gelu(t, y), hidden)
-        t.drop(hidden)
-        projected = self.linear(active, "mlp.dense_4h_to_h", self.h, WORKING, bias=True, n_in=f)
-        t.drop(active)
+        """modeling_bloom.py BloomMLP.forward, which adds its ``residual``."""
+        t = self.tape
+        projected = self.plain_mlp(x, ("mlp.dense_h_to_4h", "mlp.gelu_impl", "mlp.dense_4h_to_h"), bias=True)
         out = operators.add(t, residual, projected, STREAM)
         t.drop(projected)
         return out
+
+    def activate(self, x: Tensor) -> Tensor:
+        """BloomGelu."""
+        return gelu(self.tape, x)
 
 
 class BloomEmbedding(Embedding):
     """Token embedding and its norm; ALiBi and the mask, which all blocks share."""
 
     def forward(self, _: Tensor) -> Tensor:
+        """modeling_bloom.py BloomModel.forward, up to its first block."""
         t = self.tape
         shared: list[Tensor] = []
         name = self.enter()
@@ -81,8 +85,7 @@ def scored(t: Tape, qkv: Tensor, shape: GroupedShape, held: list[Tensor], probab
     What its names hold joins ``held``, the probabilities ``probabilities_of``.
     """
     parts = [part_of(t, qkv, shape.queries) for _ in range(3)]
-    q, k, v = (_copied(t, part, shape.queries) for part in parts)
-    t.drop(*parts)
+    q, k, v = (copied(t, part, QKV) for part in parts)
     raw, masked = _biased_scores(t, q, k, shape)
     probabilities = softmax_through_fp32(t, masked, shape)
     dropped = t.module(
@@ -138,11 +141,6 @@ def _biased_scores(t: Tape, q: Tensor, k: Tensor, shape: GroupedShape) -> tuple[
     masked = t.tensor(shape.scores, WORKING)
     t.node(masked, lambda gradient: t.give(raw, gradient))
     return raw, masked
-
-
-def _copied(t: Tape, x: Tensor, size: int) -> Tensor:
-    out = t.tensor(size, QKV)
-    return t.node(out, lambda gradient: t.give(x, gradient))
 
 
 def gelu(t: Tape, x: Tensor) -> Tensor:

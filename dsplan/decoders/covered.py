@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from dsplan.decoders.block import Block
 from dsplan.decoders.bloom import BloomBlock, BloomEmbedding
+from dsplan.decoders.classes import (
+    BLOOM,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    FALCON,
+    GEMMA3,
+    GPT2,
+    GPT_NEOX,
+    OPT,
+    QWEN2_MOE,
+    STABLELM,
+)
 from dsplan.decoders.ends import Embedding, Head
 from dsplan.decoders.falcon import FalconBlock
 from dsplan.decoders.gpt2 import Gpt2Block, Gpt2Embedding
 from dsplan.decoders.kinds import kinds_of
 from dsplan.decoders.latent import LatentBlock
-from dsplan.decoders.neox import NeoxBlock, StableLmBlock
+from dsplan.decoders.masks import has_alibi
+from dsplan.decoders.neox import NeoxBlock, NeoxEmbedding, StableLmBlock
 from dsplan.decoders.opt import OptBlock, OptEmbedding, OptHead
-from dsplan.decoders.pieces import BLOOM, EAGER, FALCON, GPT2, OPT, STREAM, Piece
+from dsplan.decoders.pieces import EAGER, STREAM, Piece
 from dsplan.families import Decoder
-from dsplan.families.decoder import FUSED, LAYER_NORM
+from dsplan.families.decoder import FUSED, GATED_FUSED, LAYER_NORM
 from dsplan.kernels import Kernels
 from dsplan.workload import Workload
 
@@ -22,20 +35,25 @@ __all__ = ["STREAM", "Embedding", "Head", "Piece", "blocks_of", "pieces_of", "un
 #: Blocks of their own, by transformers' class; the other classes have Llama's.
 BLOCKS: dict[str, type[Block]] = {
     GPT2: Gpt2Block,
-    "GPTNeoXForCausalLM": NeoxBlock,
-    "StableLmForCausalLM": StableLmBlock,
+    GPT_NEOX: NeoxBlock,
+    STABLELM: StableLmBlock,
     OPT: OptBlock,
     BLOOM: BloomBlock,
     FALCON: FalconBlock,
-    "DeepseekV2ForCausalLM": LatentBlock,
-    "DeepseekV3ForCausalLM": LatentBlock,
+    DEEPSEEK_V2: LatentBlock,
+    DEEPSEEK_V3: LatentBlock,
 }
 #: Embeddings of their own.
-EMBEDDINGS: dict[str, type[Embedding]] = {GPT2: Gpt2Embedding, OPT: OptEmbedding, BLOOM: BloomEmbedding}
+EMBEDDINGS: dict[str, type[Embedding]] = {
+    GPT2: Gpt2Embedding,
+    GPT_NEOX: NeoxEmbedding,
+    OPT: OptEmbedding,
+    BLOOM: BloomEmbedding,
+}
 #: Ends of their own.
 HEADS: dict[str, type[Head]] = {OPT: OptHead}
 #: Classes whose dropout in the residual stream is written down.
-DROPPING = (GPT2, OPT, "GPTNeoXForCausalLM")
+DROPPING = (GPT2, OPT, GPT_NEOX)
 #: transformers' classes whose blocks are written down here.
 CLASSES = frozenset(
     {
@@ -46,13 +64,17 @@ CLASSES = frozenset(
         "Qwen3ForCausalLM",
         "GemmaForCausalLM",
         "Gemma2ForCausalLM",
-        "Gemma3ForCausalLM",
+        GEMMA3,
         "Phi3ForCausalLM",
         "MixtralForCausalLM",
-        "Qwen2MoeForCausalLM",
+        QWEN2_MOE,
         "Qwen3MoeForCausalLM",
     }
 )
+
+
+#: Activations of several operators (transformers activations.py); gelu_new is written down for MLPs of plain products.
+ELEMENTARY = ("gelu_fast", "quick_gelu")
 
 
 def pieces_of(decoder: Decoder, attention: str, workload: Workload, kernels: Kernels) -> tuple[Embedding, Block, Head]:
@@ -77,21 +99,27 @@ def varies(decoder: Decoder, attention: str, workload: Workload) -> bool:
 
 def uncovered(decoder: Decoder, attention: str) -> str | None:
     """Why the formulas have no activations for ``decoder``; None where they have."""
-    own, stable = decoder.causal_lm in BLOCKS, decoder.causal_lm == "StableLmForCausalLM"
+    own, stable = decoder.causal_lm in BLOCKS, decoder.causal_lm == STABLELM
     joins = own or decoder.qkv == FUSED
     plain = decoder.norm == LAYER_NORM and not any(len(each.shape) == 1 for each in decoder.kinds[0])
     falcon = decoder.causal_lm == FALCON
-    alibi, grouped = falcon and not decoder.rotary_size, decoder.num_key_value_heads < decoder.num_attention_heads
+    alibi, grouped = has_alibi(decoder), decoder.num_key_value_heads < decoder.num_attention_heads
+    in_one_product = decoder.experts is not None or decoder.mlp == GATED_FUSED
     used = [decoder.kinds[kind] for kind in set(decoder.layers)]
     dense = any(not any(f"{decoder.leaf}.experts." in each.name for each in kind) for kind in used)
     reasons = (
         (decoder.causal_lm not in CLASSES, f"the activations of {decoder.causal_lm}"),
+        (decoder.beyond_formulas, f"{', '.join(decoder.beyond_formulas)} of {decoder.causal_lm}"),
         (decoder.leaf and decoder.experts is not None and dense, f"layers without experts of {decoder.causal_lm}"),
         (not joins and decoder.rotary_size != decoder.head_size, "heads that rotate in part"),
         (stable and decoder.qk_norm, "norms of heads of StableLM"),
         (alibi and (attention == EAGER or grouped), "Falcon with ALiBi but for sdpa of a head of keys for each query"),
         (falcon and decoder.mlp_bias and not decoder.trained, "parameters that are not trained of Falcon with biases"),
         (plain, "norms without weights"),
+        (
+            decoder.activation in ELEMENTARY or (decoder.activation == "gelu_new" and in_one_product),
+            f"{decoder.activation} in the MLP of {decoder.causal_lm}",
+        ),
         (decoder.upcasts_scores and attention == EAGER, "eager attention with reorder_and_upcast_attn"),
         (
             decoder.dropout and decoder.causal_lm not in DROPPING,

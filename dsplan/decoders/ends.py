@@ -5,16 +5,16 @@ Legend: e bytes of an element, b micro batch, s sequence, h width, d head size, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dsplan import operators
 from dsplan.decoders import attention
+from dsplan.decoders.classes import GEMMA3
 from dsplan.decoders.linears import frozen_linear
 from dsplan.decoders.loss import causal_lm_loss
 from dsplan.decoders.pieces import INNER, LOGITS, POSITIONS, ROOT, SCALARS, STREAM, Piece
 from dsplan.operators import BACKWARD, WORKING
-from dsplan.tape import ALLOC, ENTER, ENTER_BACKWARD, FREE, LEAVE, Storage, Tape, Tensor
-
-#: The class whose windows have cosines and sines of their own.
-GEMMA3 = "Gemma3ForCausalLM"
+from dsplan.tape import ALLOC, ENTER, ENTER_BACKWARD, FREE, LEAVE, Backward, Storage, Tape, Tensor
 
 
 class Embedding(Piece):
@@ -24,6 +24,7 @@ class Embedding(Piece):
     """
 
     def forward(self, _: Tensor) -> Tensor:
+        """Everything before the first block; returns the stream (b, s, h) (modeling_llama.py LlamaModel.forward)."""
         t, d = self.tape, self.decoder
         shared: list[Tensor] = []
         name = self.enter()
@@ -41,13 +42,26 @@ class Embedding(Piece):
         t.mark(LEAVE, name)
         shared.append(t.tensor(8 * self.s, POSITIONS))
         shared += self.kept_masks()
+        out = self.dropped(out)
         t.mark(ENTER, f"{self.root}.rotary_emb")
         # Gemma 3 has other frequencies where a layer has a window (Gemma3TextModel.forward).
         kinds = len(set(d.windows)) if d.causal_lm == GEMMA3 else 1
         for _kind in range(kinds):
             shared += self.cosines_and_sines()
-        self.hold_named()
+        self.hold_named(int(self.keeps_embedding))
         return out
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Dropout of what goes into the first block, in the place of ``x``: most families have none."""
+        return x
+
+    def outlives(self, x: Tensor, index: int) -> Tensor:
+        """``x``, the last that was made, which the head's piece frees, by ``named``: it has a name until then."""
+        events = self.tape.events
+        x.storage.silent = True
+        made = max(at for at, (kind, _, _) in enumerate(events) if kind == ALLOC)
+        events[made] = (ALLOC, *self.named[index])
+        return x
 
     def enter(self) -> str:
         """Enter the model, its decoder and the embedding, whose name this is."""
@@ -58,25 +72,29 @@ class Embedding(Piece):
 
     def embedded(self, name: str, shared: list[Tensor]) -> Tensor:
         """The tokens' embeddings; with their backward goes what is ``shared`` by then."""
-        t, d = self.tape, self.decoder
+        t = self.tape
         out = t.tensor(self.stream_bytes, STREAM)
+        if self.is_constant:
+            self._constants[id(out)] = out
+        return t.node(out, self.tokens_backward(name, self.h, shared))
+
+    def tokens_backward(self, name: str, width: int, shared: Sequence[Tensor] = ()) -> Backward:
+        """The backward pass of the tokens' embedding ``name`` of ``width`` elements; ``shared`` goes with it."""
+        t, d = self.tape, self.decoder
 
         def backward(gradient: Storage) -> None:
-            for each in shared:
-                t.drop(each)
+            t.drop(*shared)
             if not self.trains[f"{name}.weight"]:
                 self.arrived(name, gradient)
                 return
             t.mark(ENTER_BACKWARD, name)
-            weight = operators.embedding_gradient(t, self.tokens, d.vocab_size, self.h, self.e)
+            weight = operators.embedding_gradient(t, self.tokens, d.vocab_size, width, self.e)
             t.release(gradient)
             if d.tied:
                 add_to_the_heads(t, weight)
             t.parameter_gradient(f"{name}.weight")
 
-        if self.is_constant:
-            self._constants[id(out)] = out
-        return t.node(out, backward)
+        return backward
 
     @property
     def is_constant(self) -> bool:
@@ -93,10 +111,11 @@ class Embedding(Piece):
 
     def kept_masks(self) -> list[Tensor]:
         """What the masks' names are not the last to have."""
-        return [self.tape.tensor(size, term) for size, term in self.saved_masks]
+        return [self.tape.tensor(size, term) for size, term in self.masks.saved]
 
-    def hold_named(self) -> None:
-        for size, term in self.named:
+    def hold_named(self, first: int = 0) -> None:
+        """Take what only the model's names have, from ``first`` on; the head gives all of it back (:attr:`named`)."""
+        for size, term in self.named[first:]:
             self.tape.events.append((ALLOC, size, term))
 
     def cosines_and_sines(self) -> list[Tensor]:
@@ -119,9 +138,8 @@ class Embedding(Piece):
 class Head(Piece):
     """Last norm, language-model head, and the loss in fp32."""
 
-    is_head = True
-
     def forward(self, x: Tensor) -> Tensor:
+        """The stream (b, s, h) to the loss (modeling_llama.py LlamaForCausalLM.forward)."""
         t, d = self.tape, self.decoder
         normalised = self.last(x)
         t.hook(ENTER_BACKWARD, INNER)
@@ -164,5 +182,5 @@ def add_to_the_heads(t: Tape, gradient: Storage) -> None:
     """
     if not (t.kernels.accumulates_in_place and t.kernels.zero3_linear):
         t.allocate(gradient.size, operators.PARAMETER_GRADIENT)
-        t.events.append((FREE, gradient.size, gradient.term))
+        t.events.append((FREE, int(gradient.size), gradient.term))  # a plain number: not this one's, the head's
     t.release(gradient)

@@ -12,12 +12,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dsplan import operators
-from dsplan.attention import QKV
-from dsplan.decoders import attention, mlp
+from dsplan.attention import CONTEXT, QKV
+from dsplan.decoders import attention
 from dsplan.decoders.block import Block
 from dsplan.decoders.eager import Eager
+from dsplan.decoders.masks import has_alibi
+from dsplan.decoders.parts import copied, expanded, part_of, size_of, viewed
 from dsplan.decoders.pieces import STREAM
-from dsplan.decoders.rotary import expanded, part_of, rotate, size_of
+from dsplan.decoders.rotary import rotate
 from dsplan.decoders.unfused import Unfused
 from dsplan.families.decoder import GROUPED, SEQUENTIAL
 from dsplan.ledger import Term
@@ -29,6 +31,7 @@ class FalconBlock(Block):
     """Attention and MLP beside each other, behind a norm each or one for both; or one after the other."""
 
     def block(self, x: Tensor) -> Tensor:
+        """modeling_falcon.py FalconDecoderLayer.forward with parallel_attn."""
         if self.decoder.residual == SEQUENTIAL:
             return self.in_sequence(x)
         t, names = self.tape, [each.name for each in self.decoder.kinds[0]]
@@ -42,6 +45,7 @@ class FalconBlock(Block):
         return out
 
     def in_sequence(self, x: Tensor) -> Tensor:
+        """The same without parallel_attn."""
         t, numel, p = self.tape, self.tokens * self.h, self.decoder.attention_dropout
         first = self.norm(x, "input_layernorm")
         attended = t.module("self_attention", self.attention, first)
@@ -55,24 +59,26 @@ class FalconBlock(Block):
         return out
 
     def attention(self, x: Tensor) -> Tensor:
+        """modeling_falcon.py FalconAttention.forward."""
         t, d = self.tape, self.decoder
         heads, groups = d.num_attention_heads, d.num_key_value_heads
         element = self.e * self.tokens * d.head_size
-        qkv = self.multiplied(x, "self_attention.query_key_value", (heads + 2 * groups) * d.head_size, QKV)
+        width, bias = (heads + 2 * groups) * d.head_size, d.mlp_bias
+        qkv = self.multiplied(x, "self_attention.query_key_value", width, QKV, bias=bias)
         q: Tensor = part_of(t, qkv, element * heads)
         pick = part_of if d.qkv != GROUPED and groups == heads else _picked
         k, v = list[Tensor](pick(t, qkv, element * groups) for _ in range(2))
         if d.qkv == GROUPED:
-            queries, picked = q, (k, v)
-            q = _copied(t, queries, element * heads)
-            k, v = (_copied(t, expanded(t, each, element * heads), element * heads) for each in picked)
-            t.drop(queries, *picked)
+            picked = k, v
+            q = copied(t, q, QKV)
+            k, v = (copied(t, expanded(t, each, element * heads), QKV) for each in picked)
+            t.drop(*picked)
         if d.rotary_size:
             plain = q, k
             q, k = rotate(t, q, QKV), rotate(t, k, QKV)
             t.drop(*plain)
         context = self.core(q, k, v)
-        out = self.multiplied(context, "self_attention.dense", self.h, WORKING)
+        out = self.multiplied(context, "self_attention.dense", self.h, WORKING, bias=bias)
         t.drop(context, qkv, q, k, v)
         return out
 
@@ -81,7 +87,7 @@ class FalconBlock(Block):
         t, shape = self.tape, replace(self.grouped_shape(), is_masked=True)
         if self.decoder.qkv == GROUPED:
             shape = replace(shape, key_value_heads=shape.heads)
-        if self.has_alibi:
+        if has_alibi(self.decoder):
             return attention.fused(t, q, k, v, replace(shape, mask_heads=shape.heads))
         shape = replace(shape, dropout=0.0)
         if self.eager:
@@ -89,18 +95,16 @@ class FalconBlock(Block):
             return core(t, q, k, v, shape)
         if not shape.grouped:
             return attention.fused(t, q, k, v, shape)
-        return attention.copied(t, Unfused(t, shape, repeats=False)(q, k, v))
+        return copied(t, Unfused(t, shape, repeats=False)(q, k, v), CONTEXT)
 
     def mlp(self, x: Tensor) -> Tensor:
-        t, f = self.tape, self.decoder.intermediate_size
-        hidden = self.multiplied(x, "mlp.dense_h_to_4h", f, mlp.GATED)
-        active = t.module("mlp.act", self.activate, hidden)
-        t.drop(hidden)
-        out = self.multiplied(active, "mlp.dense_4h_to_h", self.h, WORKING, n_in=f)
-        t.drop(active)
-        return out
+        """modeling_falcon.py FalconMLP.forward."""
+        names = "mlp.dense_h_to_4h", "mlp.act", "mlp.dense_4h_to_h"
+        return self.plain_mlp(x, names, bias=self.decoder.mlp_bias, linear=self.multiplied)
 
-    def multiplied(self, x: Tensor, name: str, n_out: int, term: Term, *, n_in: int | None = None) -> Tensor:
+    def multiplied(
+        self, x: Tensor, name: str, n_out: int, term: Term, *, bias: bool, n_in: int | None = None
+    ) -> Tensor:
         """FalconLinear, ``input @ weight.T + bias``: at stage 3 too the gradient of its input is a view."""
         t = self.tape
         if not self.needs_gradient(x):
@@ -118,10 +122,10 @@ class FalconBlock(Block):
             t.drop(product)
             return out
 
-        viewed = mlp.viewed(t, x)
-        then = biased if self.decoder.mlp_bias else None
-        out = self.linear(viewed, name, n_out, term, bias=False, n_in=n_in, then=then)
-        t.drop(viewed)
+        whole = viewed(t, x)
+        then = biased if bias else None
+        out = self.linear(whole, name, n_out, term, bias=False, n_in=n_in, then=then)
+        t.drop(whole)
         return out
 
 
@@ -147,11 +151,3 @@ def _picked(t: Tape, whole: Tensor, size: int) -> Tensor:
         t.give(whole, found)
 
     return t.node(out, backward)
-
-
-def _copied(t: Tape, part: Tensor, size: int) -> Tensor:
-    """``flatten`` of heads that do not lie beside each other; its backward is a view."""
-    out = t.tensor(size, QKV)
-    t.node(out, lambda gradient: t.give(part, gradient))
-    t.drop(part)
-    return out

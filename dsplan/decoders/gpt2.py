@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from dsplan import attention, operators
 from dsplan.attention import AttentionShape
-from dsplan.decoders import mlp
 from dsplan.decoders.block import Block
 from dsplan.decoders.eager import Eager
 from dsplan.decoders.ends import Embedding, add_to_the_heads
+from dsplan.decoders.parts import size_of, split
 from dsplan.decoders.pieces import INNER, POSITIONS, ROOT, STREAM
-from dsplan.decoders.rotary import size_of, split
-from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, WORKING
-from dsplan.tape import ALLOC, ENTER, ENTER_BACKWARD, LEAVE, Storage, Tensor
+from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, Storage, Tensor
 
 
 class Gpt2Block(Block):
     """LayerNorm, attention, LayerNorm, MLP; both branches' results live until the block ends, by their names."""
 
     def block(self, x: Tensor) -> Tensor:
+        """modeling_gpt2.py GPT2Block.forward."""
         t = self.tape
         normalised = self.norm(x, "ln_1")
         attended = t.module("attn", self.attention, normalised)
@@ -35,16 +34,18 @@ class Gpt2Block(Block):
         return out
 
     def attention(self, x: Tensor) -> Tensor:
+        """modeling_gpt2.py GPT2Attention.forward."""
         t = self.tape
         qkv = self.linear(x, "attn.c_attn", 3 * self.h, attention.QKV, bias=True)
         context = self.elementary(qkv) if self.eager else self.fused(qkv)
         projected = self.linear(context, "attn.c_proj", self.h, WORKING, bias=True)
         t.drop(context)
-        out = self.dropout(projected, "attn.resid_dropout", WORKING)
+        out = self.dropout(projected, "attn.resid_dropout")
         t.drop(projected, qkv)
         return out
 
     def fused(self, qkv: Tensor) -> Tensor:
+        """Attention by a kernel, which takes views of what c_attn made and keeps them as one tensor."""
         d = self.decoder
         shape = AttentionShape(
             batch=self.b,
@@ -68,27 +69,18 @@ class Gpt2Block(Block):
         return context
 
     def mlp(self, x: Tensor) -> Tensor:
-        t, f = self.tape, self.decoder.intermediate_size
-        hidden = self.linear(x, "mlp.c_fc", f, mlp.GATED, bias=True)
-        active = t.module("mlp.act", self.activate, hidden)
-        t.drop(hidden)
-        projected = self.linear(active, "mlp.c_proj", self.h, WORKING, bias=True, n_in=f)
-        t.drop(active)
-        out = self.dropout(projected, "mlp.dropout", WORKING)
-        t.drop(projected)
+        """modeling_gpt2.py GPT2MLP.forward."""
+        projected = self.plain_mlp(x, ("mlp.c_fc", "mlp.act", "mlp.c_proj"), bias=True)
+        out = self.dropout(projected, "mlp.dropout")
+        self.tape.drop(projected)
         return out
-
-    def dropout(self, x: Tensor, name: str, term: Term) -> Tensor:
-        numel, p = self.tokens * self.h, self.decoder.dropout
-        return self.tape.module(
-            name, lambda y: operators.dropout(self.tape, y, numel, self.e, p, operators.RESIDUAL_MASK, term=term), x
-        )
 
 
 class Gpt2Embedding(Embedding):
     """Tokens and positions, embedded and added; the model's names keep both embeddings until its blocks are done."""
 
     def forward(self, _: Tensor) -> Tensor:
+        """modeling_gpt2.py GPT2Model.forward, up to its first block."""
         t, d, e = self.tape, self.decoder, self.e
         t.mark(ENTER, ROOT)
         t.mark(ENTER, INNER)
@@ -124,7 +116,7 @@ class Gpt2Embedding(Embedding):
         numel = self.tokens * self.h
 
         def dropped(y: Tensor) -> Tensor:
-            return operators.dropout(t, y, numel, e, d.dropout, operators.RESIDUAL_MASK, term=STREAM)
+            return operators.dropout(t, y, numel, e, d.embedding_dropout, operators.RESIDUAL_MASK, term=STREAM)
 
         if self.is_constant:
             out = self.constant(lambda: t.module("transformer.drop", dropped, summed))
@@ -134,16 +126,7 @@ class Gpt2Embedding(Embedding):
         t.drop(summed, tokens, places)
         return out
 
-    def outlives(self, x: Tensor, index: int) -> Tensor:
-        """``x``, the last that was made, which the head's piece frees, by ``named``: it has a name until then."""
-        events = self.tape.events
-        x.storage.silent = True
-        made = max(at for at, (kind, _, _) in enumerate(events) if kind == ALLOC)
-        events[made] = (ALLOC, *self.named[index])
-        return x
-
     def hold_masks(self) -> list[Tensor]:
         """The mask of elementary attention, which a name has as well, or, returned, checkpointed blocks."""
-        for size, term in self.named[2:]:
-            self.tape.events.append((ALLOC, size, term))
+        self.hold_named(2)
         return self.kept_masks()

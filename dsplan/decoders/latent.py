@@ -15,24 +15,15 @@ from dsplan.attention import QKV
 from dsplan.decoders import attention
 from dsplan.decoders.attention import GroupedShape
 from dsplan.decoders.block import Block
+from dsplan.decoders.classes import DEEPSEEK_V2
 from dsplan.decoders.eager import Eager
-from dsplan.decoders.rotary import (
-    Part,
-    contiguous_gradient,
-    expanded,
-    joined,
-    rotate,
-    rotate_complex,
-    rotate_pairs,
-    split,
-)
+from dsplan.decoders.parts import Part, contiguous_gradient, expanded, joined, split
+from dsplan.decoders.rotary import rotate, rotate_complex, rotate_pairs
 from dsplan.families.decoder import Latent
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import Storage, Tape, Tensor
 
-#: The class whose rotating parts are complex numbers.
-DEEPSEEK_V2 = "DeepseekV2ForCausalLM"
 LATENTS = Term("latents of queries, keys and values", "e·T·rank each", "modeling_deepseek_v3.py q_a_proj, kv_a_proj")
 KEYS = Term("keys of all heads", "e·T·a·(p + r)", "modeling_deepseek_v3.py expand_kv: new_empty, then copied into")
 
@@ -42,14 +33,17 @@ class LatentBlock(Block):
 
     @property
     def latent(self) -> Latent:
+        """Ranks and widths of the decoder's latents."""
         assert self.decoder.latent is not None
         return self.decoder.latent
 
     def grouped_shape(self) -> GroupedShape:
+        """Of the core: keys and values have as many heads as queries, and values a width of their own."""
         heads = self.decoder.num_attention_heads
         return replace(super().grouped_shape(), key_value_heads=heads, value_size=self.latent.value)
 
     def attention(self, x: Tensor) -> Tensor:
+        """modeling_deepseek_v3.py DeepseekV3Attention.forward."""
         t, d, latent = self.tape, self.decoder, self.latent
         element, heads = self.e * self.tokens, d.num_attention_heads
         flat = self.queries(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dsplan.decoders.parts import Part, size_of
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD
 from dsplan.tape import Storage, Tape, Tensor
@@ -25,40 +26,34 @@ def relu(t: Tape, x: Tensor, term: Term) -> Tensor:
     return t.node(out, backward)
 
 
-def multiply(t: Tape, x: Tensor, y: Tensor, term: Term) -> Tensor:
-    """``x * y`` of one shape: saves both."""
-    kept_x, kept_y = t.save(x), t.save(y)
-    out = t.tensor(x.storage.size, term)
+def activation_of_part(t: Tape, x: Part, term: Term) -> Tensor:
+    """``F.silu`` or ``F.gelu`` of a part of a tensor: saves its input, and with it the whole."""
+    kept = t.save(x)
+    out = t.tensor(x.size, term)
 
     def backward(gradient: Storage) -> None:
-        dy = t.allocate(y.storage.size, BACKWARD)
-        dx = t.allocate(x.storage.size, BACKWARD)
+        dx = t.allocate(x.size, BACKWARD)
+        t.release(gradient)
+        t.forget(kept)
+        t.give(x, dx)
+
+    return t.node(out, backward)
+
+
+def multiply(t: Tape, x: Tensor, y: Tensor, term: Term) -> Tensor:
+    """``x * y`` of one shape: saves both."""
+    size = size_of(x)
+    kept_x, kept_y = t.save(x), t.save(y)
+    out = t.tensor(size, term)
+
+    def backward(gradient: Storage) -> None:
+        dy, dx = t.allocate(size, BACKWARD), t.allocate(size, BACKWARD)
         t.release(gradient)
         t.forget(kept_x, kept_y)
         t.give(x, dx)
         t.give(y, dy)
 
     return t.node(out, backward)
-
-
-def flat(t: Tape, x: Tensor) -> Tensor:
-    """The input of a linear layer whose tokens are one dimension: its gradient is the product's own, and no view."""
-
-    def backward(gradient: Storage) -> None:
-        gradient.is_view = False
-        t.give(x, gradient)
-
-    return t.node(t.view(x.storage), backward)
-
-
-def viewed(t: Tape, x: Tensor) -> Tensor:
-    """``x`` in another shape: its gradient is a view, to which none is added in place."""
-
-    def backward(gradient: Storage) -> None:
-        gradient.is_view = True
-        t.give(x, gradient)
-
-    return t.node(t.view(x.storage), backward)
 
 
 def scaled_by_rows(t: Tape, rows: Tensor, x: Tensor, term: Term) -> Tensor:

@@ -8,15 +8,42 @@ from __future__ import annotations
 
 from dsplan import operators
 from dsplan.attention import QKV
-from dsplan.decoders import mlp
 from dsplan.decoders.block import Block
 from dsplan.decoders.eager import Eager
+from dsplan.decoders.ends import Embedding
+from dsplan.decoders.parts import contiguous_gradient, size_of, split
 from dsplan.decoders.pieces import STREAM
-from dsplan.decoders.rotary import contiguous_gradient, rotate_parts_first, size_of, split
+from dsplan.decoders.rotary import rotate_parts_first
 from dsplan.decoders.unfused import sdpa
 from dsplan.families.decoder import PARALLEL
 from dsplan.operators import WORKING
 from dsplan.tape import Tensor
+
+
+class NeoxEmbedding(Embedding):
+    """As Llama's, or with dropout, whose input the model's name has until its blocks are done."""
+
+    def embedded(self, name: str, shared: list[Tensor]) -> Tensor:
+        """The tokens' embeddings (modeling_gpt_neox.py GPTNeoXModel.forward ``inputs_embeds``)."""
+        out = super().embedded(name, shared)
+        return self.outlives(out, 0) if self.keeps_embedding else out
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """``emb_dropout``."""
+        if not self.keeps_embedding:
+            return x
+        t, numel, p = self.tape, self.tokens * self.h, self.decoder.embedding_dropout
+
+        def drop(y: Tensor) -> Tensor:
+            return operators.dropout(t, y, numel, self.e, p, operators.RESIDUAL_MASK, term=STREAM)
+
+        if self.is_constant:
+            out = self.constant(lambda: t.module("gpt_neox.emb_dropout", drop, x))
+            t.node(out, lambda gradient: t.give(x, gradient))
+        else:
+            out = t.module("gpt_neox.emb_dropout", drop, x)
+        t.drop(x)
+        return out
 
 
 class JoinedBlock(Block):
@@ -34,6 +61,7 @@ class NeoxBlock(JoinedBlock):
     """Attention and MLP beside each other, or one after the other."""
 
     def block(self, x: Tensor) -> Tensor:
+        """modeling_gpt_neox.py GPTNeoXLayer.forward."""
         t = self.tape
         normalised = self.norm(x, "input_layernorm")
         attended = t.module("attention", self.attention, normalised)
@@ -56,6 +84,7 @@ class NeoxBlock(JoinedBlock):
         return out
 
     def attention(self, x: Tensor) -> Tensor:
+        """modeling_gpt_neox.py GPTNeoXAttention.forward."""
         t, d = self.tape, self.decoder
         flat = self.linear(x, "attention.query_key_value", 3 * self.h, QKV, bias=d.qkv_bias)
         whole = contiguous_gradient(t, flat)
@@ -70,19 +99,12 @@ class NeoxBlock(JoinedBlock):
         return out
 
     def mlp(self, x: Tensor) -> Tensor:
-        t, f = self.tape, self.decoder.intermediate_size
-        hidden = self.linear(x, "mlp.dense_h_to_4h", f, mlp.GATED, bias=True)
-        active = t.module("mlp.act", self.activate, hidden)
-        t.drop(hidden)
-        out = self.linear(active, "mlp.dense_4h_to_h", self.h, WORKING, bias=True, n_in=f)
-        t.drop(active)
-        return out
+        """modeling_gpt_neox.py GPTNeoXMLP.forward."""
+        return self.plain_mlp(x, ("mlp.dense_h_to_4h", "mlp.act", "mlp.dense_4h_to_h"), bias=True)
 
     def dropped(self, x: Tensor, name: str) -> Tensor:
-        numel, p = self.tokens * self.h, self.decoder.dropout
-        out = self.tape.module(
-            name, lambda y: operators.dropout(self.tape, y, numel, self.e, p, operators.RESIDUAL_MASK, term=WORKING), x
-        )
+        """Dropout of the residual stream, in the place of ``x``."""
+        out = self.dropout(x, name)
         self.tape.drop(x)
         return out
 
@@ -91,6 +113,7 @@ class StableLmBlock(JoinedBlock):
     """Attention, then a gated MLP; both results live until the block ends, by their names."""
 
     def block(self, x: Tensor) -> Tensor:
+        """modeling_stablelm.py StableLmDecoderLayer.forward."""
         t = self.tape
         normalised = self.norm(x, "input_layernorm")
         attended = t.module("self_attn", self.attention, normalised)
@@ -114,6 +137,7 @@ class StableLmBlock(JoinedBlock):
         return out
 
     def attention(self, x: Tensor) -> Tensor:
+        """modeling_stablelm.py StableLmAttention.forward."""
         t, d = self.tape, self.decoder
         held: list[Tensor] = []
         q, k, v = self.projections(x)

@@ -28,10 +28,12 @@ class NormShape:
 
     @property
     def size(self) -> int:
+        """Bytes in the model's type: e·rows·width."""
         return self.element_bytes * self.rows * self.width
 
     @property
     def upcast(self) -> int:
+        """Bytes in fp32: 4·rows·width."""
         return 4 * self.rows * self.width
 
 

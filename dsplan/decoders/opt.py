@@ -9,14 +9,16 @@ from collections.abc import Callable
 
 from dsplan import operators
 from dsplan.attention import QKV
-from dsplan.decoders import attention, mlp
+from dsplan.decoders import attention
 from dsplan.decoders.block import Block
 from dsplan.decoders.eager import Eager
-from dsplan.decoders.ends import Head, add_to_the_heads
+from dsplan.decoders.ends import Head
 from dsplan.decoders.gpt2 import Gpt2Embedding
+from dsplan.decoders.linears import scaled
+from dsplan.decoders.parts import viewed
 from dsplan.decoders.pieces import INNER, NORMALISED, POSITIONS, ROOT, STREAM
 from dsplan.families.decoder import POST_NORM
-from dsplan.operators import BACKWARD, WORKING
+from dsplan.operators import WORKING
 from dsplan.tape import ENTER, ENTER_BACKWARD, LEAVE, Backward, Storage, Tensor
 
 
@@ -24,6 +26,7 @@ class OptBlock(Block):
     """LayerNorm, attention with scaled queries, LayerNorm, MLP; dropout is a function, not a module."""
 
     def block(self, x: Tensor) -> Tensor:
+        """modeling_opt.py OPTDecoderLayer.forward."""
         t = self.tape
         middle = self.half(x, "self_attn_layer_norm", lambda y: t.module("self_attn", self.attention, y))
         out = self.half(middle, "final_layer_norm", self.mlp)
@@ -45,13 +48,8 @@ class OptBlock(Block):
 
     def mlp(self, x: Tensor) -> Tensor:
         """Of tokens in one dimension."""
-        t, d, f = self.tape, self.decoder, self.decoder.intermediate_size
-        hidden = self.flat_linear(x, "fc1", f, WORKING, bias=d.mlp_bias)
-        active = t.module("activation_fn", self.activate, hidden)
-        t.drop(hidden)
-        result = self.flat_linear(active, "fc2", self.h, WORKING, bias=d.mlp_bias, n_in=f)
-        t.drop(active)
-        return result
+        names, bias = ("fc1", "activation_fn", "fc2"), self.decoder.mlp_bias
+        return self.plain_mlp(x, names, bias=bias, linear=self.flat_linear, hidden=WORKING)
 
     def added(self, x: Tensor, result: Tensor) -> Tensor:
         """``x + dropout(result)``, in the place of ``result``, and in another shape: tokens in one dimension or two."""
@@ -59,14 +57,15 @@ class OptBlock(Block):
         dropped = operators.dropout(t, result, self.tokens * self.h, self.e, p, operators.RESIDUAL_MASK)
         t.drop(result)
         summed = operators.add(t, x, dropped, STREAM)
-        out = mlp.viewed(t, summed)
+        out = viewed(t, summed)
         t.drop(dropped, summed)
         return out
 
     def attention(self, x: Tensor) -> Tensor:
+        """modeling_opt.py OPTAttention.forward."""
         t, d, heads = self.tape, self.decoder, self.decoder.num_attention_heads
         plain = self.linear(x, "self_attn.q_proj", self.h, WORKING, bias=d.qkv_bias)
-        q = self.scaled(plain)
+        q = scaled(self.tape, plain, QKV)
         t.drop(plain)
         if self.eager:
             q = self.by_head(q, heads)
@@ -83,23 +82,12 @@ class OptBlock(Block):
         t.drop(context, q, k, v)
         return out
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """``x * scaling``: saves nothing."""
-        t, size = self.tape, x.storage.size
-        out = t.tensor(size, QKV)
-
-        def backward(gradient: Storage) -> None:
-            dx = t.allocate(size, BACKWARD)
-            t.release(gradient)
-            t.give(x, dx)
-
-        return t.node(out, backward)
-
 
 class OptEmbedding(Gpt2Embedding):
     """Tokens, projected or not, and positions of every sample, added; the model's names keep both."""
 
     def forward(self, _: Tensor) -> Tensor:
+        """modeling_opt.py OPTDecoder.forward, up to its first block."""
         t, d = self.tape, self.decoder
         of_tokens, of_positions = (parameter.name.rpartition(".")[0] for parameter in d.before[:2])
         width = d.before[0].shape[1]
@@ -128,23 +116,8 @@ class OptEmbedding(Gpt2Embedding):
         t.drop(tokens, places)
         return out
 
-    def tokens_backward(self, name: str, width: int) -> Backward:
-        t, d = self.tape, self.decoder
-
-        def backward(gradient: Storage) -> None:
-            if not self.trains[f"{name}.weight"]:
-                self.arrived(name, gradient)
-                return
-            t.mark(ENTER_BACKWARD, name)
-            weight = operators.embedding_gradient(t, self.tokens, d.vocab_size, width, self.e)
-            t.release(gradient)
-            if d.tied:
-                add_to_the_heads(t, weight)
-            t.parameter_gradient(f"{name}.weight")
-
-        return backward
-
     def positions_backward(self, name: str, shared: list[Tensor]) -> Backward:
+        """The backward pass of the positions' embedding ``name``; ``shared`` goes with it."""
         t = self.tape
 
         def backward(gradient: Storage) -> None:
@@ -166,9 +139,11 @@ class OptHead(Head):
 
     @property
     def width(self) -> int:
+        """Elements of an embedded token: of 350M fewer than of the stream."""
         return self.decoder.before[0].shape[1]
 
     def last(self, x: Tensor) -> Tensor:
+        """modeling_opt.py OPTDecoder.forward, behind its last block."""
         norm, projection = f"{self.root}.final_layer_norm", f"{self.root}.project_out"
         if f"{norm}.weight" in self.trains:
             normalised = self.norm(x, norm)

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dsplan import operators
-from dsplan.decoders import mlp
-from dsplan.decoders.attention import BIAS_ALIGNMENT, SCORES
+from dsplan.decoders.attention import SCORES
+from dsplan.decoders.classes import BLOOM, FALCON, GPT2, GPT_NEOX, OPT
 from dsplan.decoders.kinds import Kind, kinds_of
 from dsplan.decoders.linears import first_linear, frozen_linear, scaled
+from dsplan.decoders.masks import Masks
 from dsplan.decoders.norms import NormShape, norm_of_constant, rms_norm, rms_norm_plus_one
+from dsplan.decoders.parts import flat
 from dsplan.families import Decoder, Parameter
 from dsplan.families.decoder import LAYER_NORM, RMS_PLUS_ONE
 from dsplan.kernels import Kernels
@@ -32,18 +34,10 @@ POSITIONS = Term(
     "positions, cosines and sines", "8·s; e·s·d each", "modeling_llama.py LlamaRotaryEmbedding, for all blocks"
 )
 ADAPTED = Term("inputs of adapters' second products", "e·b·s·r each", "peft/tuners/lora/layer.py: lora_B(lora_A(x))")
-MASK = Term("causal mask", "e·b·s²", "masking_utils.py eager_mask: torch.where makes a row for each sample")
-ALIBI = Term("ALiBi", "e·b·a·s", "modeling_bloom.py BloomModel.forward: slopes times positions, for all blocks")
 
 #: Names under which hooks are marked: a block's own, the whole model, and the decoder in it without its head.
 BLOCK, ROOT, INNER = "block", "model", "decoder"
 EAGER = "eager"
-#: The classes whose positions are learned, and embedded beside their tokens.
-GPT2, OPT = "GPT2LMHeadModel", "OPTForCausalLM"
-#: The classes that make masks of their own.
-BLOOM, FALCON = "BloomForCausalLM", "FalconForCausalLM"
-#: The class whose shared expert has a gate.
-QWEN2_MOE = "Qwen2MoeForCausalLM"
 
 
 class Piece:
@@ -67,6 +61,14 @@ class Piece:
         self.b, self.s, self.h = workload.micro_batch_size, workload.sequence_length, decoder.hidden_size
         self.tokens = self.b * self.s
         self.stream_bytes = self.e * self.tokens * self.h
+        self.masks = Masks(
+            decoder=decoder,
+            kinds=self.kinds,
+            eager=self.eager,
+            checkpointed=workload.activation_checkpointing != "none",
+            row=self.e * self.tokens,
+            length=self.s,
+        )
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -83,6 +85,7 @@ class Piece:
         return t.node(out, t.release)
 
     def needs_gradient(self, x: Tensor) -> bool:
+        """Whether a gradient is asked for of ``x``: it was not made by :meth:`constant`."""
         return id(x) not in self._constants
 
     @property
@@ -93,10 +96,12 @@ class Piece:
         attention, unless checkpointed blocks keep it for their second run.
         """
         rounded = self.tape.kernels.rounded
-        masks = tuple((int(rounded(size)), term) for size, term in self.masks if (size, term) not in self.saved_masks)
+        masks = tuple((int(rounded(size)), term) for size, term in self.masks.named)
         if self.decoder.causal_lm in (GPT2, OPT):  # GPT-2's positions are of one sample, OPT's of each
             places = int(rounded(self.e * self.s * self.h)) if self.decoder.causal_lm == GPT2 else self.whole_stream
             return (self.whole_stream, STREAM), (places, STREAM), *masks
+        if self.keeps_embedding:
+            return (self.whole_stream, STREAM), *masks
         if self.workload.activation_checkpointing != "none":
             # Their blocks return their probabilities, which the last one's result has until the next one's.
             scores = self.e * self.b * self.decoder.num_attention_heads * self.s**2
@@ -106,41 +111,14 @@ class Piece:
         return masks if saved else (*masks, (self.whole_stream, STREAM))
 
     @property
+    def keeps_embedding(self) -> bool:
+        """Whether it is GPT-NeoX whose embedding has a dropout: a name keeps what goes into it."""
+        return self.decoder.causal_lm == GPT_NEOX and self.decoder.embedding_dropout > 0
+
+    @property
     def has_window(self) -> bool:
         """Whether a window shorter than the samples takes a mask in place of the kernel's own causal one."""
         return self.kind.window is not None
-
-    @property
-    def masks(self) -> tuple[tuple[int, Term], ...]:
-        """Bytes of the masks that all blocks share: of eager attention one for each width of window.
-
-        Falcon's, and that of a window, is of truth values; BLOOM has ALiBi beside its own.
-        """
-        d, mask = self.decoder, (self.e * self.b * self.s**2, MASK)
-        if self.has_alibi:
-            return ((self.e * self.b * d.num_attention_heads * self.s, ALIBI), self.alibi_mask)
-        if (d.causal_lm == FALCON and not self.eager) or any(kind.window is not None for kind in self.kinds):
-            return ((self.s**2, MASK),)
-        if d.causal_lm == BLOOM:
-            return ((self.e * self.b * d.num_attention_heads * self.s, ALIBI), mask)
-        return (mask,) * len(set(d.windows)) if self.eager else ()
-
-    @property
-    def has_alibi(self) -> bool:
-        """Whether it is Falcon whose mask has ALiBi in it, a row for each head."""
-        return self.decoder.causal_lm == FALCON and not self.decoder.rotary_size
-
-    @property
-    def alibi_mask(self) -> tuple[int, Term]:
-        return self.e * self.b * self.decoder.num_attention_heads * self.s**2, MASK
-
-    @property
-    def saved_masks(self) -> tuple[tuple[int, Term], ...]:
-        """Those of :attr:`masks` that live until the backward pass is done: checkpointed blocks keep them for their
-        second run, and attention saves one that it is given as it is."""
-        if self.workload.activation_checkpointing != "none":
-            return self.masks
-        return (self.alibi_mask,) if self.has_alibi and self.s % BIAS_ALIGNMENT == 0 else ()
 
     @property
     def whole_stream(self) -> int:
@@ -164,8 +142,8 @@ class Piece:
         then: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """A linear layer; ``then``: what its module does with the product."""
-        if f"{name}.lora_A.default.weight" in self.trains:
-            return self.adapted(x, name, n_out, term, bias=bias, n_in=n_in)
+        if self.is_adapted(name):
+            return self.adapted(x, name, n_out, term, self.linear, bias=bias, n_in=n_in)
         e, inputs, t = self.e, n_in or self.h, self.tape
         size, weights, biases = e * self.tokens * n_out, e * inputs * n_out, e * n_out if bias else 0
 
@@ -202,26 +180,11 @@ class Piece:
         t.mark(LEAVE, name)
         return out
 
+    def is_adapted(self, name: str) -> bool:
+        """Whether the linear layer ``name`` has an adapter beside it."""
+        return f"{name}.lora_A.default.weight" in self.trains
+
     def adapted(
-        self,
-        x: Tensor,
-        name: str,
-        n_out: int,
-        term: Term,
-        *,
-        bias: bool,
-        n_in: int | None = None,
-        flat: bool = False,
-    ) -> Tensor:
-        """A frozen linear layer and its adapter, ``base(x) + B(A(x)) * scaling`` (peft/tuners/lora/layer.py)."""
-        linear = self.flat_linear if flat else self.linear
-
-        def adapt(y: Tensor) -> Tensor:
-            return self.with_adapter(y, name, n_out, term, linear, bias=bias, n_in=n_in)
-
-        return self.tape.module(name, adapt, x)
-
-    def with_adapter(
         self,
         x: Tensor,
         name: str,
@@ -232,30 +195,38 @@ class Piece:
         bias: bool,
         n_in: int | None,
     ) -> Tensor:
+        """A frozen layer and its adapter, ``base(x) + B(A(x)) * scaling`` (peft/tuners/lora/layer.py).
+
+        ``linear`` makes the three products, as the layer itself would: :meth:`linear` or :meth:`flat_linear`.
+        """
         t = self.tape
         rank = next(each.shape[0] for each in self.parameters if each.name == f"{name}.lora_A.default.weight")
-        base = linear(x, f"{name}.base_layer", n_out, WORKING, bias=bias, n_in=n_in)
-        x = self.hooked(f"{name}.lora_dropout.default", lambda y: y, x)  # none: an nn.Identity
-        narrow = linear(x, f"{name}.lora_A.default", rank, ADAPTED, bias=False, n_in=n_in)
-        wide = linear(narrow, f"{name}.lora_B.default", n_out, WORKING, bias=False, n_in=rank)
-        t.drop(narrow)
-        added = scaled(t, wide, WORKING)
-        t.drop(wide)
-        out = operators.add(t, base, added, term)
-        t.drop(base, added)
-        return out
+
+        def adapt(y: Tensor) -> Tensor:
+            base = linear(y, f"{name}.base_layer", n_out, WORKING, bias=bias, n_in=n_in)
+            y = self.hooked(f"{name}.lora_dropout.default", lambda z: z, y)  # none: an nn.Identity
+            narrow = linear(y, f"{name}.lora_A.default", rank, ADAPTED, bias=False, n_in=n_in)
+            wide = linear(narrow, f"{name}.lora_B.default", n_out, WORKING, bias=False, n_in=rank)
+            t.drop(narrow)
+            added = scaled(t, wide, WORKING)
+            t.drop(wide)
+            out = operators.add(t, base, added, term)
+            t.drop(base, added)
+            return out
+
+        return t.module(name, adapt, x)
 
     def flat_linear(
         self, x: Tensor, name: str, n_out: int, term: Term, *, bias: bool, n_in: int | None = None
     ) -> Tensor:
         """A linear layer whose tokens are one dimension already: the gradient of its input is no view."""
-        if f"{name}.lora_A.default.weight" in self.trains:
-            return self.adapted(x, name, n_out, term, bias=bias, n_in=n_in, flat=True)
+        if self.is_adapted(name):
+            return self.adapted(x, name, n_out, term, self.flat_linear, bias=bias, n_in=n_in)
         if not self.needs_gradient(x):
             return self.linear(x, name, n_out, term, bias=bias, n_in=n_in)
-        flat = mlp.flat(self.tape, x)
-        out = self.linear(flat, name, n_out, term, bias=bias, n_in=n_in)
-        self.tape.drop(flat)
+        rows = flat(self.tape, x)
+        out = self.linear(rows, name, n_out, term, bias=bias, n_in=n_in)
+        self.tape.drop(rows)
         return out
 
     def norm(self, x: Tensor, name: str, term: Term = NORMALISED, *, heads: int = 0, width: int = 0) -> Tensor:
@@ -284,4 +255,5 @@ class Piece:
         return self.hooked(name, apply, x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Record what the piece runs on the stream ``x`` (b, s, h); returns what the next piece owns."""
         raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dsplan.decoders.parts import Part, joined, part_of, size_of
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, WORKING
 from dsplan.tape import Backward, Storage, Tape, Tensor
@@ -34,78 +35,6 @@ def rotate(t: Tape, x: Tensor, term: Term) -> Tensor:
         by = t.allocate(size, BACKWARD)
         t.release(gradient)
         t.give(x, by)
-
-    return t.node(out, backward)
-
-
-def size_of(x: Tensor) -> int:
-    """Bytes of a tensor: of its storage, unless it is a part of one."""
-    return int(getattr(x, "size", x.storage.size))
-
-
-class Part(Tensor):
-    """A part of a tensor: what reads it makes tensors of its own size."""
-
-    __slots__ = ("size",)
-
-    def __init__(self, storage: Storage, size: int) -> None:
-        super().__init__(storage)
-        self.size = size
-
-
-def expanded(t: Tape, x: Tensor, size: int) -> Part:
-    """``expand`` or ``broadcast_to`` over heads, ``size`` bytes if they were there: its gradient is their sum."""
-    part = Part(t.hold(x.storage), size)
-
-    def backward(gradient: Storage) -> None:
-        summed = t.allocate(x.storage.size, BACKWARD)
-        t.release(gradient)
-        t.give(x, summed)
-
-    t.node(part, backward)
-    return part
-
-
-def part_of(t: Tape, x: Tensor, size: int) -> Part:
-    """``x[..., a:b]``: its gradient comes back in a tensor of the whole (slice_backward)."""
-    part = Part(t.hold(x.storage), size)
-
-    def backward(gradient: Storage) -> None:
-        padded = t.allocate(size_of(x), BACKWARD)
-        t.release(gradient)
-        t.give(x, padded)
-
-    t.node(part, backward)
-    return part
-
-
-def split(t: Tape, whole: Tensor, sizes: Sequence[int]) -> list[Part]:
-    """``chunk`` or ``split`` along the last dimension: views, whose gradients are joined once the last is there."""
-    gradients: list[Storage] = []
-
-    def last(gradient: Storage) -> None:
-        gradients.append(gradient)
-        joined = t.allocate(size_of(whole), BACKWARD)
-        for each in gradients:
-            t.release(each)
-        t.give(whole, joined)
-
-    parts = [Part(t.hold(whole.storage), size) for size in sizes]
-    t.node(parts[0], last)
-    for part in parts[1:]:
-        t.node(part, gradients.append)
-    return parts
-
-
-def joined(t: Tape, first: Tensor, second: Tensor, size: int, term: Term) -> Tensor:
-    """``cat`` along the last dimension, to ``size`` bytes: views of its gradient go to both."""
-    out = t.tensor(size, term)
-
-    def backward(gradient: Storage) -> None:
-        t.give(first, t.hold(gradient))
-        if size_of(second):
-            t.give(second, t.hold(gradient))
-        t.release(gradient)
 
     return t.node(out, backward)
 
@@ -245,14 +174,3 @@ def _contiguous(t: Tape, gradient: Storage, size: int) -> Storage:
     copy = t.allocate(size, BACKWARD)
     t.release(gradient)
     return copy
-
-
-def contiguous_gradient(t: Tape, x: Tensor) -> Tensor:
-    """A view of the projection's output as heads, whose gradient has to be copied into the projection's order."""
-
-    def backward(gradient: Storage) -> None:
-        copy = t.allocate(size_of(x), BACKWARD)
-        t.release(gradient)
-        t.give(x, copy)
-
-    return t.node(Part(t.hold(x.storage), size_of(x)), backward)

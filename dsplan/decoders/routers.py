@@ -44,10 +44,12 @@ class Router:
 
     @property
     def name(self) -> str:
+        """The module, by its name within the block."""
         return f"{self.experts.module}.gate"
 
     @property
     def rows(self) -> int:
+        """Rows that the experts multiply, T·k: a token once for each of its experts."""
         return self.tokens * self.experts.per_token
 
     @property

@@ -15,6 +15,7 @@ from dsplan.attention import CONTEXT
 from dsplan.decoders import attention
 from dsplan.decoders.attention import REPEATED, GroupedShape
 from dsplan.decoders.eager import BATCHED
+from dsplan.decoders.parts import copied
 from dsplan.kernels import MATH
 from dsplan.ledger import Term
 from dsplan.operators import BACKWARD, WORKING, softmax_gradient
@@ -31,9 +32,9 @@ def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape, *, by_he
     ``by_head``: queries and keys lie head by head, and with them what a kernel returns, which is copied then.
     """
     if attention.kernel_of(t, shape) == MATH:
-        return attention.copied(t, Unfused(t, shape, by_head=by_head)(q, k, v))
+        return copied(t, Unfused(t, shape, by_head=by_head)(q, k, v), CONTEXT)
     context = attention.fused(t, q, k, v, shape)
-    return attention.copied(t, context) if by_head else context
+    return copied(t, context, CONTEXT) if by_head else context
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ class Costs:
         self.row = self.of(plan)
 
     def of(self, plan: Plan) -> Row:
+        """The estimate of ``plan``, made once."""
         if plan not in self._rows:
             self._rows[plan] = self._estimate_row(plan)
         return self._rows[plan]
@@ -50,6 +51,7 @@ class Costs:
         return self.difference(replace(self.plan, zero=replace(self.zero, **zero)))
 
     def against_workload(self, **workload: Any) -> Cost:
+        """What this plan takes beyond one whose workload differs by ``workload``."""
         return self.difference(replace(self.plan, workload=replace(self.plan.workload, **workload)))
 
     def live(self, *names: str) -> Cost:

@@ -50,6 +50,10 @@ def _parse(path: Path, text: str) -> Any:
         return json.loads(text, object_pairs_hook=unique, parse_constant=finite)
     except json.JSONDecodeError as error:
         json_error = error
+    except RecursionError as error:
+        raise InputError(f"{path}: is nested too deeply") from error
+    except ValueError as error:  # of int(), which takes 4,300 digits
+        raise InputError(f"{path}: a number in it is too long") from error
 
     import hjson  # only needed for the rare file with comments or without quotes
 

@@ -51,6 +51,7 @@ _OPTIMIZER_PARAMS: dict[str, dict[str, Any]] = {
     "lion": {"lr": 1e-4, "betas": [0.9, 0.99], "weight_decay": 0.3},
     "adagrad": {"lr": 1e-2, "eps": 1e-10, "weight_decay": 0.0},
     "sgd": {"lr": 1e-2, "weight_decay": 0.0},
+    "muon": {"lr": 3e-4, "muon_lr": 2e-2, "momentum": 0.95, "betas": [0.9, 0.95], "eps": 1e-10, "weight_decay": 0.1},
 }
 _AIO = {
     "block_size": 1048576,

@@ -51,14 +51,17 @@ class Engine:
 
     @property
     def stage(self) -> int:
+        """The ZeRO stage."""
         return int(self.get(f"{_ZERO}stage", 0))
 
     @property
     def optimizer(self) -> str:
+        """The optimizer's name in small letters; empty when the script makes it."""
         return str(self.get("optimizer.type", "")).casefold()
 
     @property
     def offloads(self) -> bool:
+        """Whether the optimizer runs on the CPU."""
         return bool(self.get(f"{_ZERO}offload_optimizer.device", "none") != "none")
 
 

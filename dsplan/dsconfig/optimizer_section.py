@@ -13,24 +13,27 @@ from typing import Any
 
 from dsplan.errors import InputError, nearest
 from dsplan.plan import CPU_OPTIMIZERS
-from dsplan.workload import DRY_RUN_OPTIMIZERS, OPTIMIZERS, parse_optimizer
+from dsplan.workload import OPTIMIZERS, parse_optimizer
 from dsplan.zero import ZeroConfig
 
 #: Optimizers that DeepSpeed or torch make from a configuration and whose states have no formula yet.
 NOT_MODELLED = (
-    *("Lamb", "MuAdam", "MuAdamW", "MuSGD", *DRY_RUN_OPTIMIZERS.values()),
+    *("Lamb", "MuAdam", "MuAdamW", "MuSGD"),
     *("Adadelta", "Adafactor", "Adamax", "ASGD", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop", "SparseAdam"),
 )
 #: DeepSpeed finds these through torch.optim, which knows one spelling.
 _EXACT = ("SGD",)
 #: Optimizers that ZeRO takes only with zero_allow_untested_optimizer.
 UNTESTED = ("sgd",)
+MUON = "muon"
 
 _COMMON = {"lr", "weight_decay"}
 _ADAM = {*_COMMON, "betas", "eps", "amsgrad", "torch_adam", "adam_w_mode", "fp32_optimizer_states"}
 _DEVICE_ADAM = {*_ADAM, "bias_correction", "set_grad_none"}
 _CPU_ADAM = {*_ADAM, "bias_correction"}
 _TORCH_ADAM = {*_ADAM, "foreach"}
+#: What its own half takes and what Adam's does (runtime/engine.py, _muon_param_groups).
+_MUON = {*_COMMON, "momentum", "ns_method", "muon_lr", "adam_lr", "betas", "eps", "adam_w_mode", "per_head_muon"}
 #: Arguments of each optimizer that change no memory, or are checked in :data:`_MODELLED`.
 _DEVICE_PARAMS = {
     "adamw": _DEVICE_ADAM,
@@ -38,6 +41,7 @@ _DEVICE_PARAMS = {
     "lion": {*_COMMON, "betas", "set_grad_none"},
     "adagrad": {*_COMMON, "eps", "lr_decay", "initial_accumulator_value"},
     "sgd": {*_COMMON, "momentum", "dampening", "nesterov", "maximize"},
+    "muon": {*_MUON, "torch_adam"},
 }
 #: The same with offload_optimizer, where DeepSpeed takes its own classes (``ops/*/cpu_*.py``).
 _CPU_PARAMS = {
@@ -46,9 +50,12 @@ _CPU_PARAMS = {
     "adam": _CPU_ADAM,
     "lion": {*_COMMON, "betas", "fp32_optimizer_states"},
     "adagrad": {*_COMMON, "eps", "amsgrad", "fp32_optimizer_states"},
+    "muon": {*_MUON, "torch_adam", "fp32_optimizer_states"},
 }
 #: Argument -> the value whose memory is modelled: others add or shrink states, or temporaries.
 _MODELLED = {"amsgrad": False, "fp32_optimizer_states": True, "foreach": None, "momentum": 0, "set_grad_none": True}
+#: The same of Muon, which keeps momentum whatever it is.
+_MODELLED_MUON = {"ns_method": "gram", "per_head_muon": False, "torch_adam": False, "fp32_optimizer_states": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +109,9 @@ def _from_script(document: Mapping[str, Any], zero: ZeroConfig, client: str | No
 
 def _from_section(section: Mapping[str, Any], zero: ZeroConfig, dry_run: bool) -> OptimizerChoice:
     given, params = section["type"], section.get("params", {})
-    if dry_run and given.casefold() in DRY_RUN_OPTIMIZERS:
-        return OptimizerChoice(name=given.casefold(), not_modelled=(f"optimizer.type = {given!r}",))
     name = _name(given)
-    torch_adam = bool(params.get("torch_adam", False))
+    torch_adam = bool(params.get("torch_adam", False)) and name != MUON
+    modelled = _MODELLED_MUON if name == MUON else _MODELLED
     not_modelled = []
     if dry_run and zero.offloads_optimizer and name not in CPU_OPTIMIZERS:
         not_modelled.append(f"optimizer.type = {given!r} with offload_optimizer")
@@ -118,13 +124,13 @@ def _from_section(section: Mapping[str, Any], zero: ZeroConfig, dry_run: bool) -
                 f"optimizer.params.{key}: {section['type']} does not take it, or it is not modelled yet; "
                 f"{hint}known: {', '.join(sorted(known))}"
             )
-        if key in _MODELLED and value != _MODELLED[key]:
+        if key in modelled and value != modelled[key]:
             if dry_run:
                 not_modelled.append(f"optimizer.params.{key} = {value!r}")
                 continue
             raise InputError(
                 f"optimizer.params.{key}: {value!r} changes memory and is not modelled yet "
-                f"(modelled: {_MODELLED[key]!r})"
+                f"(modelled: {modelled[key]!r})"
             )
     return OptimizerChoice(name=name, torch_adam=torch_adam, not_modelled=tuple(not_modelled))
 

@@ -45,8 +45,6 @@ class DsConfig:
         not_modelled: what the formulas do not model, as ``KEY = VALUE``; only a reader for a dry run lets it pass.
         world_size: ranks that the batch sizes were resolved for.
         train_batch_size: samples of one optimizer step on all ranks.
-        optimizer_params: arguments of the optimizer; empty when the script passes one.
-        scheduler: the ``scheduler`` section, or None.
         activation_checkpointing: the section of that name, or None. It only sets options: the model
             has to call ``deepspeed.checkpointing.checkpoint``.
         document: what DeepSpeed gets: the file, with what is filled in and the overrides.
@@ -61,8 +59,6 @@ class DsConfig:
     not_modelled: tuple[str, ...]
     world_size: int
     train_batch_size: int
-    optimizer_params: Mapping[str, Any]
-    scheduler: Mapping[str, Any] | None
     activation_checkpointing: Mapping[str, Any] | None
     document: Mapping[str, Any]
     consumer: str = DEEPSPEED
@@ -209,8 +205,6 @@ def _read(
         not_modelled=(*settings, *optimizer.not_modelled),
         world_size=world_size,
         train_batch_size=batch.train_batch_size,
-        optimizer_params=document.get("optimizer", {}).get("params", {}),
-        scheduler=document.get("scheduler"),
         activation_checkpointing=checkpointing,
         document=document,
     )

@@ -16,6 +16,7 @@ from typing import Any
 from dsplan.dsconfig.auto import AUTO, every_auto, require_no_auto
 from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH
 from dsplan.dsconfig.consumers import CONSUMER_NAMES, CONSUMERS, DEEPSPEED, HF, LIGHTNING
+from dsplan.dsconfig.edit import copied
 from dsplan.errors import InputError, choice
 from dsplan.model import ModelShape
 
@@ -104,7 +105,7 @@ class _Work:
     """The document under way, and the record of what was filled in."""
 
     def __init__(self, document: Mapping[str, Any], script: Script, world_size: int) -> None:
-        self.document = _copy(document)
+        self.document = copied(document)
         self.script = script
         self.world_size = world_size
         self.filled: list[Filled] = []
@@ -287,10 +288,6 @@ def _width(work: _Work) -> int:
     if work.script.model is None:
         raise InputError('zero_optimization: "auto" stands for a multiple of the hidden size; name the model')
     return work.script.model.hidden_size
-
-
-def _copy(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in section.items()}
 
 
 def _show(value: Any) -> str:

@@ -19,12 +19,17 @@ from dsplan.plan import Plan
 from dsplan.workload import CheckpointOptions
 
 STAGE_2, STAGE_3 = 2, 3
+MUON = "muon"
 
 __all__ = ["Engine", "Run", "candidate_ranks", "engine_for", "programs_for", "uncovered"]
 
 
 def candidate_ranks(model: ModelShape, plan: Plan, world_size: int) -> tuple[int, ...]:
     """The ranks that have to be walked to find the worst: all are alike but in stages 1 and 2."""
+    if plan.workload.optimizer == MUON:
+        from dsplan.engine.muon import muon_ranks
+
+        return muon_ranks(model, plan, world_size)
     if plan.zero.stage in (1, 2):
         return worst_ranks(model, world_size, plan.zero.round_robin_gradients)
     return (0,)
@@ -37,17 +42,27 @@ def engine_for(run: Run) -> Engine:
 
         return Ddp(run)
     stage = run.plan.zero.stage
-    if stage == 3:
-        from dsplan.engine.leaves import leaf_of
-        from dsplan.engine.stage3 import Stage3
-        from dsplan.engine.stage3_frozen import Stage3Frozen
-        from dsplan.engine.stage3_leaves import Stage3Leaves
+    if run.plan.workload.optimizer == MUON:
+        from dsplan.engine.muon import muon_engine
 
-        if not all_trained(run.model):
-            return Stage3Frozen(run)
-        return Stage3Leaves(run) if leaf_of(run.model) else Stage3(run)
-    if stage in (1, STAGE_2):
-        return _stage12(run)
+        return muon_engine(run)
+    if stage == STAGE_3:
+        return _stage3(run)
+    return _stage12(run) if stage else _stage0(run)
+
+
+def _stage3(run: Run) -> Engine:
+    from dsplan.engine.leaves import leaf_of
+    from dsplan.engine.stage3 import Stage3
+    from dsplan.engine.stage3_frozen import Stage3Frozen
+    from dsplan.engine.stage3_leaves import Stage3Leaves
+
+    if not all_trained(run.model):
+        return Stage3Frozen(run)
+    return Stage3Leaves(run) if leaf_of(run.model) else Stage3(run)
+
+
+def _stage0(run: Run) -> Engine:
     if run.plan.workload.grad_accum_dtype is not None:
         raise InputError(
             "data_types.grad_accum_dtype: stage 0 accumulates gradients in the model's dtype only; DeepSpeed refuses "

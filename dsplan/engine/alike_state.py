@@ -1,51 +1,50 @@
-"""What stage 3's rules look at while a block runs, counted from the block, so that two blocks can be compared."""
+"""How a parameter stands with stage 3, as one number: rows of blocks are compared and copied as slices of lists.
+
+A parameter that is gathered alone has a storage with its padding, one that is gathered with others a storage of its own
+size. Of one that is on its way the number tells with which others, counted from it, and whether their common buffer has
+been split into storages; so two that stand the same have the same number wherever in the model they are.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-#: A gathering under way: its parameters from the first on, where that is in the block, and how it stands.
-Flight = tuple[tuple[int, ...], int, tuple[int, int, bool, int]]
-#: Of each parameter the number of the gathering that it is in, or -1; and those gatherings.
-Flights = tuple[list[int], list[Flight]]
-NO_FLIGHTS: Flights = [], []
+PARTITIONED, ALONE, TOGETHER, ON_ITS_WAY_ALONE, FIRST_FLIGHT = range(5)
 
 
-@dataclass(frozen=True, slots=True)
-class Own:
-    """What is known of a block's own parameters: all that the rules look at while it runs.
+class Flight(NamedTuple):
+    """What is known of a parameter that is gathered with others and has not been waited for.
 
     Attributes:
-        status, storage: as :class:`Coordinator` has them.
-        persists: which stay gathered.
-        held: which autograd keeps, gathered or alone.
-        flights: which are on their way.
-        fetched: how many of its entries have been taken from the queue.
+        members: all of them in their order, counted from it.
+        split: the number of each once the buffer is split.
+        is_split: whether it is.
     """
 
-    status: list[int]
-    storage: list[int]
-    persists: bytes
-    held: object
-    flights: Flights
-    fetched: tuple[int, ...]
+    members: tuple[int, ...]
+    split: tuple[int, ...]
+    is_split: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Before:
-    """What there was before a block: its own (``own``), and what it changes.
+class Flights:
+    """Numbers of parameters that are on their way together."""
 
-    Attributes:
-        taken: entries of the queue.
-        ahead: how the next ones stand, as many as a block has.
-        backward: submodules in their backward pass.
-    """
+    def __init__(self) -> None:
+        self._flights: list[Flight] = []
+        self._numbers: dict[tuple[int, ...], range] = {}
 
-    own: Own | None
-    taken: int
-    ahead: list[int] | None
-    available: int
-    level: int
-    backward: list[int]
-    forgotten: int
-    step: int
+    def numbers_of(self, parameters: list[int]) -> range:
+        """Of each parameter of a gathering that begins; ``parameters`` in their order."""
+        first = parameters[0]
+        shape = tuple([parameter - first for parameter in parameters])
+        found = self._numbers.get(shape)
+        if found is None:
+            begin, count = FIRST_FLIGHT + len(self._flights), len(shape)
+            found = self._numbers[shape] = range(begin, begin + count)
+            split = tuple(range(begin + count, begin + 2 * count))
+            for is_split in (False, True):
+                self._flights += [Flight(tuple([other - place for other in shape]), split, is_split) for place in shape]
+        return found
+
+    def __getitem__(self, number: int) -> Flight:
+        return self._flights[number - FIRST_FLIGHT]

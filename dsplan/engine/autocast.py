@@ -279,7 +279,8 @@ def _eager(t: Tape, qkv: Tensor, shape: attention.AttentionShape) -> Tensor:
         t.forget(*kept_qk)
         d_v = t.take_gradient(value)
         assert d_v is not None
-        attention._concatenate_gradients(t, qkv, [d_v, d_q, d_k], copies=2, size=one)
+        copies = 0 if shape.is_one_head else 2
+        attention._concatenate_gradients(t, qkv, [d_v, d_q, d_k], copies=copies, size=one)
 
     t.node(probabilities, backward_scores)
     out = _weighted_values(t, value, probabilities, shape)
@@ -301,14 +302,12 @@ def _weighted_values(t: Tape, value: Tensor, probabilities: Tensor, shape: atten
     dropped_half = cast(t, dropped, scores, attention.SCORES)
     v = attention.head_first(t, value, shape)
     kept_v, kept_dropped = t.save(v), t.save(dropped_half)
-    heads_first = t.tensor(one, WORKING)
+    out = t.tensor(one, attention.CONTEXT if shape.is_one_head else WORKING)
     t.drop(v, dropped, dropped_half)
-    out = t.tensor(one, attention.CONTEXT)
-    t.drop(heads_first)
+    out = attention.side_by_side(t, out, shape)
 
     def backward_values(gradient: Storage) -> None:
-        d_heads_first = t.allocate(one, BACKWARD)
-        t.release(gradient)
+        d_heads_first = attention.heads_first_gradient(t, gradient, shape)
         d_v = t.allocate(one, BACKWARD)
         d_dropped = t.allocate(scores, BACKWARD)
         t.release(d_heads_first)
@@ -357,7 +356,7 @@ class _CastHead(_Cast, _Head):
     def _cross_entropy(self, logits: Tensor) -> Tensor:
         """log_softmax keeps the type that it is asked for, the logits'; nll_loss is fp32."""
         t = self.tape
-        full = FULL // self.e * logits.storage.size
+        full = FULL * self.b * self.s * self.model.vocab_size
         log_probabilities = t.tensor(logits.storage.size, LOGITS)
         kept = t.save(log_probabilities)
         log_full = t.tensor(full, LOGITS)

@@ -64,6 +64,10 @@ class Engine:
         """Build the model, move it, deepspeed.initialize."""
         raise NotImplementedError
 
+    def of_rank(self, run: Run) -> Engine | None:  # noqa: ARG002
+        """The engine of another rank, initialised as this one is, which has had no backward pass; None: not known."""
+        return None
+
     def begin_forward(self) -> None:
         """A micro batch starts."""
 

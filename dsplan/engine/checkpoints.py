@@ -112,11 +112,7 @@ class Partitioned(Checkpoints):
     def after_forward(self, layer: int) -> None:  # noqa: ARG002
         ledger, size = self.ledger, self.input_bytes
         ledger.alloc(PLACEHOLDER, PLACEHOLDER_BYTES)
-        if self.on_host or self.contiguous:
-            ledger.free(STREAM, size)
-        else:  # the copy is what the backward pass starts from
-            ledger.move(COPY, STREAM, size)
-            ledger.free(STREAM, size)
+        ledger.free(STREAM, size)
 
     def before_backward(self, layer: int) -> None:
         ledger, size = self.ledger, self.input_bytes
@@ -125,8 +121,8 @@ class Partitioned(Checkpoints):
         if self.on_host:
             ledger.alloc(STREAM, size)
             ledger.free(HOST_BUFFERS if self.contiguous else HOST_INPUTS, size)
-        elif self.contiguous:
-            ledger.move(BUFFERS, STREAM, size)
+        else:
+            ledger.move(BUFFERS if self.contiguous else COPY, STREAM, size)
         ledger.free(PLACEHOLDER, PLACEHOLDER_BYTES)
 
 

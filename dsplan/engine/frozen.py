@@ -4,6 +4,9 @@ They are partitioned, gathered and released as all others. Under activation chec
 a block's second run fetches of them also belongs to the submodule whose backward pass was entered last, and stays until
 that one's is over.
 
+The first matrix of an adapter is fetched with the adapted layer from its first forward pass on, in which it becomes
+known as an external parameter of it (:func:`dsplan.engine.gathering.marks_and_saving`).
+
 Source: DeepSpeed 0.19.8 runtime/zero/partitioned_param_coordinator.py (_fetch_sub_module_impl,
 update_recompute_parameters, release_sub_module, release_backward_leftovers).
 """
@@ -15,6 +18,7 @@ from collections.abc import Iterable
 from dsplan.engine.coordinator import Pass
 from dsplan.engine.hooks import Change, Module
 from dsplan.engine.leaves import LeafCoordinator
+from dsplan.families.adapters import FIRST_MATRIX
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
 from dsplan.tape import ENTER, LEAVE_BACKWARD
@@ -29,10 +33,20 @@ class FrozenCoordinator(LeafCoordinator):
     ) -> None:
         super().__init__(model, zero, world_size, element_bytes, kernels)
         self._frozen = frozenset([index for index, each in enumerate(model.parameters) if not each.trained])
+        #: Adapted layers that have not run yet, by their names.
+        self._unknown = {
+            parameter.name.removesuffix(f"{FIRST_MATRIX}.weight")
+            for parameter in model.parameters
+            if parameter.name.endswith(f"{FIRST_MATRIX}.weight")
+        }
         #: ds_recompute_parameters, by the submodule whose backward pass they wait for.
         self._recomputed: dict[int, set[int]] = {}
 
     def _fetch(self, module: Module, state: Pass) -> None:
+        if module.name in self._unknown:  # the matrix is gathered once its type is asked for
+            self._unknown.remove(module.name)
+            state.step += 1
+            return
         super()._fetch(module, state)
         if state.kind != ENTER or not self._in_backward:
             return

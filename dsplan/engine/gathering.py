@@ -6,7 +6,7 @@ coordinator's rules. Neither depends on the batch size, so the result is shared 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -15,9 +15,10 @@ from dsplan.activations import BLOCK, block_programs, programs
 from dsplan.engine.alike import AlikeCoordinator, Repeat
 from dsplan.engine.coordinator import Change, Coordinator, Mark, Module
 from dsplan.engine.coordinators import coordinator_of
-from dsplan.engine.hook_parts import AlikeModules, HookPart
+from dsplan.engine.hook_parts import Hook, HookPart
 from dsplan.engine.leaves import leaf_of, owner_of
 from dsplan.engine.trained import all_trained
+from dsplan.families.adapters import FIRST_MATRIX
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape, Parameter
 from dsplan.partition import parameter_sizes
@@ -77,6 +78,22 @@ class GatherStep:
     invalidated: int = 0
 
 
+class AnyBatch:
+    """A workload as the key of a cache of what depends on its hooks alone: precision and checkpointing decide."""
+
+    __slots__ = ("_decides", "workload")
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self._decides = workload.precision, workload.activation_checkpointing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AnyBatch) and other._decides == self._decides
+
+    def __hash__(self) -> int:
+        return hash(self._decides)
+
+
 def gather_steps(
     model: ModelShape, zero: ZeroConfig, world_size: int, workload: Workload, kernels: Kernels
 ) -> tuple[GatherStep, ...]:
@@ -97,27 +114,23 @@ def gather_steps(
         zero_hpz_partition_size=zero.zero_hpz_partition_size,
         offload_param=OffloadParam(device="cpu" if zero.offloads_parameters else "none"),
     )
-    hooks = Workload(
-        sequence_length=1,
-        precision=workload.precision,
-        activation_checkpointing=workload.activation_checkpointing,
-    )
     micro_batches = min(workload.gradient_accumulation_steps, MICRO_BATCHES)
-    return _gather_steps(model, rules, world_size, hooks, kernels, micro_batches)
+    return _gather_steps(model, rules, world_size, AnyBatch(workload), kernels, micro_batches)
 
 
 @lru_cache(maxsize=256)
 def _gather_steps(
-    model: ModelShape, rules: ZeroConfig, world_size: int, hooks: Workload, kernels: Kernels, micro_batches: int
+    model: ModelShape, rules: ZeroConfig, world_size: int, of: AnyBatch, kernels: Kernels, micro_batches: int
 ) -> tuple[GatherStep, ...]:
-    own_linear = rules.memory_efficient_linear
+    workload, own_linear = of.workload, rules.memory_efficient_linear
     of_programs = kernels.of_programs(zero3_linear=own_linear)  # what is saved decides where a second run ends
     kind = coordinator_of(model, rules)
-    parts = parts_of(model, hooks, of_programs, saves_weights=not own_linear) if kind is Coordinator else ()
-    kind = AlikeCoordinator if parts else kind
-    coordinator = kind(model, rules, world_size, hooks.element_bytes, kernels)
+    parts = parts_of(model, workload, of_programs, saves_weights=not own_linear) if kind is Coordinator else ()
+    coordinator: Coordinator | AlikeCoordinator = (AlikeCoordinator if parts else kind)(
+        model, rules, world_size, workload.element_bytes, kernels
+    )
     marks, saving = (
-        ([], frozenset()) if parts else marks_and_saving(model, hooks, of_programs, saves_weights=not own_linear)
+        ([], frozenset()) if parts else marks_and_saving(model, workload, of_programs, saves_weights=not own_linear)
     )
     steps: list[GatherStep] = []
     previous: tuple[int, ...] | None = None
@@ -159,21 +172,28 @@ def _owners(model: ModelShape) -> frozenset[str]:
     kinds = (model.block_parameters,) if model.decoder is None else model.decoder.kinds
     parameters = (*model.embedding_parameters, *chain.from_iterable(kinds), *model.head_parameters)
     leaf = leaf_of(model)
-    return frozenset(owner_of(parameter.name, leaf) for parameter in parameters) | {"lm_head"}
+    owners = frozenset(owner_of(parameter.name, leaf) for parameter in parameters)
+    return owners | {"lm_head"} | {owner.removesuffix(FIRST_MATRIX) for owner in owners}
 
 
 def acts(model: ModelShape, kind: int, what: object) -> bool:
     """Whether an event is a hook at which DeepSpeed acts: prefetching at every entry, releasing what a module owns."""
-    return _acts(model, _owners(model), kind, what)
+    return acting(model)(kind, what)
 
 
-def _acts(model: ModelShape, owners: frozenset[str], kind: int, what: object) -> bool:
-    leaf = leaf_of(model)
-    if leaf and isinstance(what, str) and what.startswith(f"{leaf}."):
-        return False
-    if kind == LEAVE_BACKWARD and not all_trained(model):  # which modules are in their backward pass matters
-        return True
-    return kind in _ENTERING or (kind in _LEAVING and what in owners)
+@lru_cache(maxsize=64)
+def acting(model: ModelShape) -> Callable[[int, object], bool]:
+    """:func:`acts` for one model."""
+    owners, within, all_are = _owners(model), leaf_of(model) and f"{leaf_of(model)}.", all_trained(model)
+
+    def acts(kind: int, what: object) -> bool:
+        if within and isinstance(what, str) and what.startswith(within):
+            return False
+        if kind == LEAVE_BACKWARD and not all_are:  # which modules are in their backward pass matters
+            return True
+        return kind in _ENTERING or (kind in _LEAVING and what in owners)
+
+    return acts
 
 
 def _marks(model: ModelShape, workload: Workload, kernels: Kernels) -> list[Mark]:
@@ -196,6 +216,7 @@ def marks_and_saving(
         owned.setdefault(owner_of(parameter.name, leaf_of(model), model.block_prefix), []).append(index)
     if model.tied_module:
         owned["lm_head"] = owned[model.tied_module]
+    external = _external(model, owned)
     modules: dict[str, Module] = {}
     shapes = [len(parameter.shape) for parameter in model.parameters]
     rule = _SavingRule(model, workload, frozenset(shapes), saves_weights=saves_weights)
@@ -205,15 +226,14 @@ def marks_and_saving(
             parameters = tuple(owned.get(name, ()))
             in_block = name.startswith(model.block_prefix)
             saved = rule.saved(name, [(index, shapes[index]) for index in parameters], in_block=in_block)
-            modules[name] = Module(name, parameters, saved)
+            modules[name] = Module(name, parameters + external.get(name, ()), saved)
         return modules[name]
 
     named: dict[str, dict[object, Module]] = {}  # of each prefix
 
     def hooks(events: tuple[Event, ...], prefixes: Iterable[str] = ("",)) -> list[Mark]:
         """The hooks of one piece, or of a block for each of its prefixes."""
-        owners = _owners(model)
-        found = [(kind, what) for kind, _, what in events if _acts(model, owners, kind, what)]
+        found = [(kind, what) for kind, _, what in events if acting(model)(kind, what)]
         names = {what for _, what in found}
         marks: list[Mark] = []
         for prefix in prefixes:
@@ -245,6 +265,22 @@ def marks_and_saving(
     return marks, frozenset(saving.difference(recomputed))
 
 
+def _external(model: ModelShape, owned: dict[str, list[int]]) -> dict[str, tuple[int, ...]]:
+    """Of each submodule the parameters of another's that it is fetched and released with.
+
+    An adapted layer asks its first matrix for its type before it calls it, and what is asked of a partitioned parameter
+    makes it an external one of the module under way (peft/tuners/lora/layer.py Linear.forward; DeepSpeed's
+    runtime/zero/parameter_offload.py ZeROOrderedDict.__getitem__, register_external_parameter).
+    """
+    if all_trained(model):
+        return {}
+    return {
+        name.removesuffix(FIRST_MATRIX): tuple(indices)
+        for name, indices in owned.items()
+        if name.endswith(FIRST_MATRIX)
+    }
+
+
 class _SavingRule:
     """Which parameters' gathered storage autograd keeps (:func:`marks_and_saving`).
 
@@ -270,23 +306,28 @@ class _SavingRule:
         return tuple([index for index, shape in parameters if shape in kept or (self._detaches and in_block)])
 
 
-@lru_cache(maxsize=64)
 def parts_of(model: ModelShape, workload: Workload, kernels: Kernels, *, saves_weights: bool) -> tuple[HookPart, ...]:
     """The hooks of :func:`marks_and_saving`, those of alike blocks told once; none where blocks are not alike."""
+    return _parts_of(model, AnyBatch(workload), kernels, saves_weights)
+
+
+@lru_cache(maxsize=64)
+def _parts_of(model: ModelShape, of: AnyBatch, kernels: Kernels, saves_weights: bool) -> tuple[HookPart, ...]:
+    workload = of.workload
     layers = model.num_layers
     alike = [times for _, times in parameter_sizes(model).runs] == [1, layers, 1]
     if leaf_of(model) or not all_trained(model) or not alike:
         return ()
-    pieces, owners = programs(model, workload, kernels), _owners(model)
+    pieces, is_hook = programs(model, workload, kernels), acting(model)
 
-    def found(events: tuple[Event, ...]) -> tuple[tuple[int, str], ...]:
-        return tuple([(kind, str(what)) for kind, _, what in events if _acts(model, owners, kind, what)])
+    def found(*events: Event) -> tuple[tuple[int, str], ...]:
+        return tuple([(kind, str(what)) for kind, _, what in events if is_hook(kind, what)])
 
     blocks = {id(block): block for block in block_programs(model, workload, kernels)}.values()
-    of_blocks = {(found(block.forward), found(block.backward)) for block in blocks}
-    before, loss = found(pieces.embedding.forward), (*found(pieces.head.forward), *found(pieces.head.backward))
-    after = found(pieces.embedding.backward)
-    if len(of_blocks) != 1 or any(name.startswith(model.block_prefix) for _, name in (*before, *loss, *after)):
+    of_blocks = {(found(*block.forward), found(*block.backward)) for block in blocks}
+    before, loss = found(*pieces.embedding.forward), found(*pieces.head.forward, *pieces.head.backward)
+    after, prefix = found(*pieces.embedding.backward), model.block_prefix
+    if len(of_blocks) != 1 or any(name.startswith(prefix) for _, name in (*before, *loss, *after)):
         return ()
     ((forward, backward),) = of_blocks
     first = len(model.embedding_parameters)
@@ -298,45 +339,20 @@ def parts_of(model: ModelShape, workload: Workload, kernels: Kernels, *, saves_w
     if model.tied_module:
         of_ends["lm_head"] = of_ends[model.tied_module]
     of_block = _owned(model.block_parameters, 0)
-    made: dict[str, Module] = {}
-
-    def end(hooks: tuple[tuple[int, str], ...]) -> HookPart:
-        for _, name in hooks:
-            if name not in made:
-                owned = of_ends.get(name, [])
-                indices = tuple([index for index, _ in owned])
-                made[name] = Module(name, indices, rule.saved(name, owned, in_block=False))
-        return HookPart([(kind, made[name]) for kind, name in hooks], rule.saves)
-
-    names = list(dict.fromkeys([name for _, name in (*forward, *backward)]))
-    numbers = {name: number for number, name in enumerate(names)}
-    modules = AlikeModules(
-        first,
-        len(model.block_parameters),
-        [
-            (
-                "" if name == BLOCK else name,
-                tuple([index for index, _ in of_block.get(name, ())]),
-                rule.saved(f"{model.block_prefix}{name}", of_block.get(name, ()), in_block=True),
-            )
-            for name in names
-        ],
-        model.block_prefix,
-    )
-
-    def row(hooks: tuple[tuple[int, str], ...], order: range, *, saves: bool) -> HookPart:
-        of_first = modules.of_layer(order[0])
-        places = tuple([numbers[name] for _, name in hooks])
-        marks = [(kind, of_first[place]) for (kind, _), place in zip(hooks, places, strict=True)]
-        return HookPart(marks, saves, order, modules, places)
-
+    saved_of_ends = {name: rule.saved(name, owned, in_block=False) for name, owned in of_ends.items()}
+    saved_of_block = {name: rule.saved(f"{prefix}{name}", owned, in_block=True) for name, owned in of_block.items()}
     left = {name for kind, name in (*backward, *loss, *after) if kind == LEAVE_BACKWARD}
-    keeping = [
-        name for name in names if rule.saved(f"{model.block_prefix}{name}", of_block.get(name, ()), in_block=True)
-    ]
-    keeping += [name for name, owned in of_ends.items() if rule.saved(name, owned, in_block=False)]
-    if rule.saves and not left.issuperset(keeping):
-        return ()  # what is not left in its backward saves nothing
+    keeping = [name for saved in (saved_of_ends, saved_of_block) for name, those in saved.items() if those]
+    if (rule.saves and not left.issuperset(keeping)) or not left.issuperset(of_block):
+        return ()  # what is not left in its backward saves nothing, and goes at its end
+
+    def end(hooks: Iterable[tuple[int, str]]) -> HookPart:
+        return HookPart(_hooks(hooks, of_ends, saved_of_ends), rule.saves)
+
+    def row(hooks: Iterable[tuple[int, str]], order: range, *, saves: bool) -> HookPart:
+        of_layer = _hooks(hooks, of_block, saved_of_block)
+        return HookPart(of_layer, saves, order, first, len(model.block_parameters))
+
     recomputes = workload.activation_checkpointing != "none"
     return (
         end(before),
@@ -345,6 +361,13 @@ def parts_of(model: ModelShape, workload: Workload, kernels: Kernels, *, saves_w
         row(backward, range(layers)[::-1], saves=rule.saves),
         end(after),
     )
+
+
+def _hooks(
+    hooks: Iterable[tuple[int, str]], owned: Mapping[str, list[tuple[int, int]]], saved: Mapping[str, tuple[int, ...]]
+) -> tuple[Hook, ...]:
+    parameters = {name: tuple([index for index, _ in those]) for name, those in owned.items()}
+    return tuple([Hook(kind, name, parameters.get(name, ()), saved.get(name, ())) for kind, name in hooks])
 
 
 def _owned(parameters: Sequence[Parameter], first: int) -> dict[str, list[tuple[int, int]]]:

@@ -5,49 +5,24 @@ A pass of a deep model is a few hundred times the same: what its blocks' hooks a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-from dsplan.engine.hooks import Mark, Module
+from dataclasses import dataclass
+from typing import NamedTuple
 
 
-class AlikeModules:
-    """The submodules of alike blocks, made when they are asked for, once for forward and backward.
+class Hook(NamedTuple):
+    """One hook of one submodule.
 
-    Args:
-        first: index of the first block's first parameter.
-        stride: parameters of a block.
-        modules: (name after the block's, parameters, those that autograd keeps) of each, in indices within the block.
-        prefix: what comes before the number of a block.
+    Attributes:
+        kind: as in :mod:`dsplan.tape`.
+        name: the submodule's, within its block or whole.
+        parameters: those that it owns, counted from the part's first.
+        saved: those of them that autograd keeps (:class:`dsplan.engine.hooks.Module`).
     """
 
-    def __init__(
-        self,
-        first: int,
-        stride: int,
-        modules: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
-        prefix: str,
-    ) -> None:
-        self.first = first
-        self.stride = stride
-        self._modules = modules
-        self._prefix = prefix
-        self._made: dict[int, list[Module]] = {}
-
-    def of_layer(self, layer: int) -> list[Module]:
-        """Those of one block."""
-        found = self._made.get(layer)
-        if found is None:
-            base, block = self.first + layer * self.stride, f"{self._prefix}{layer}"
-            found = self._made[layer] = [
-                Module(
-                    f"{block}.{name}" if name else block,
-                    tuple([base + index for index in parameters]),
-                    tuple([base + index for index in saved]),
-                )
-                for name, parameters, saved in self._modules
-            ]
-        return found
+    kind: int
+    name: str
+    parameters: tuple[int, ...]
+    saved: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,27 +30,28 @@ class HookPart:
     """Hooks that come once, or those of alike blocks one after the other.
 
     Attributes:
-        marks: of the first block, or all.
+        hooks: of one block, or all.
         saves: whether autograd has saved, when a module is left in its forward, what its backward needs.
         layers: the blocks in the order in which they run.
-        modules: of the blocks.
-        places: of each mark which of its block's modules it is.
+        first: index of the first parameter of layer 0; of hooks that come once, 0.
+        stride: parameters of a block; of hooks that come once, 0.
     """
 
-    marks: list[Mark]
+    hooks: tuple[Hook, ...]
     saves: bool
     layers: range = range(1)
-    modules: AlikeModules | None = None
-    places: tuple[int, ...] = field(default=())
+    first: int = 0
+    stride: int = 0
 
     @property
     def shift(self) -> int:
         """From a parameter of a block to that of the next block, in indices."""
-        return self.layers.step * self.modules.stride if self.modules is not None else 0
+        return self.layers.step * self.stride
 
-    def marks_of(self, number: int) -> list[Mark]:
-        """The hooks of one block, counted in the order in which they run."""
-        if self.modules is None or number == 0:
-            return self.marks
-        modules = self.modules.of_layer(self.layers[number])
-        return [(kind, modules[place]) for (kind, _), place in zip(self.marks, self.places, strict=True)]
+    def base(self, number: int) -> int:
+        """What the parameters of a block are counted from; blocks are counted in the order in which they run."""
+        return self.first + self.layers[number] * self.stride
+
+    def number_of(self, parameter: int) -> int:
+        """The block that a parameter is in, counted in the order in which they run; out of range: it is in none."""
+        return ((parameter - self.first) // self.stride - self.layers[0]) * self.layers.step

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dsplan.activations import Programs
 from dsplan.engine.base import Run
@@ -46,7 +46,10 @@ class Cut:
 
 
 def cut_programs(model: ModelShape, programs: Programs, gradients: bool, modules: bool) -> Cut:
-    """The pieces cut where an engine follows ``gradients`` and ``modules``; the head always at its gradients."""
+    """The pieces cut where an engine follows ``gradients`` and ``modules``; the head always at its gradients.
+
+    They come first: with them ZeRO's buckets appear, whatever the blocks need.
+    """
     return _cut(model, Same(programs), gradients, modules)
 
 
@@ -111,6 +114,11 @@ class Batch:
         return found
 
 
+def tokens_bytes(workload: Workload) -> int:
+    """Bytes of the tokens of a micro batch, and of its targets."""
+    return 8 * workload.micro_batch_size * workload.sequence_length
+
+
 class Item(Protocol):
     """One part of a phase."""
 
@@ -118,8 +126,7 @@ class Item(Protocol):
         """How far the level rises over where it was, what it changes by, and the moment at which it is highest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fixed:
+class Fixed(NamedTuple):
     """What the engine does between the pieces."""
 
     rise: int
@@ -130,8 +137,7 @@ class Fixed:
         return self.rise, self.net, self.moment
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """The inputs of a micro batch appear or go."""
 
     appear: bool
@@ -142,8 +148,7 @@ class Tokens:
         return (size, size, self.moment) if self.appear else (0, -size, self.moment)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """The embedding or the head."""
 
     name: str
@@ -155,7 +160,7 @@ class Piece:
         return (*batch.settled(self.name, self.direction, self.effects), self.moment)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Blocks:
     """Blocks one after the other: runs of alike ones as (first layer, how many, what the engine does in each)."""
 
@@ -187,7 +192,7 @@ def moment_of_block(direction: int, layer: int) -> str:
     return f"{'forward' if direction == FORWARD else 'backward'} of block {layer}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Phase:
     """A phase of a step, or of one of its micro batches; ``moment`` is that at which it begins."""
 

@@ -7,10 +7,10 @@ more ranks than one. So each kind of bucket has to be reduced once, not each buc
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby, repeat
 
 from dsplan.engine.stretches import Effect, Runs
 
@@ -57,37 +57,59 @@ class BlockBuckets:
         self._num_blocks = num_blocks
         self._ends = list(accumulate(sizes))
         self._starts = [0, *self._ends[:-1]]
+        self._base = base
         self._apart = onwards * self._ends[-1]  # a block from the one before it, in the flat buffer
         self.places: list[tuple[int, int]] = []
         self.starts = [(0, 0)]
         self.elements: list[int] = []
         self.spans: list[tuple[int, int]] = []
-        found: dict[int, tuple[int, int, int, int, int]] = {}
+        seen: dict[int, int] = {}  # by its place, the bucket that the gradient at it begins
         block = place = 0
         after = self._after(0, limit - pending)
-        while block + after[0] < num_blocks:
+        while block + after[0] < num_blocks and place not in seen:
+            if self.places:
+                seen[place] = len(self.places)
             moved = base + block * self._apart
             blocks, place, elements, begin, end = after
             block += blocks
             self.places.append((block, place))
             self.elements.append(elements)
             self.spans.append((moved + begin, moved + end))
-            known = found.get(place)
-            after = found[place] = self._after(place, limit) if known is None else known
+            after = self._after(place, limit)
+        if place in seen:
+            self._repeat(seen[place])
+            block, place = self.places[-1]
         self.starts += self.places
         self.elements.append((num_blocks - block) * self._ends[-1] - self._starts[place])
         begin, end = self._span(place, num_blocks - block, 0)
         self.spans.append((base + block * self._apart + begin, base + block * self._apart + end))
-        self.kinds: list[Kind] = [
-            (place, begin // partition != (end - 1) // partition)
-            for (_, place), (begin, end) in zip(self.starts, self.spans, strict=True)
-        ][:-1]
+        crosses = [begin % partition + end - begin > partition for begin, end in self.spans]
+        self.kinds: list[Kind] = list(zip([place for _, place in self.starts], crosses, strict=True))[:-1]
         self.effects: dict[Kind, Effect] = {}
-        self._touching: dict[tuple[int, int], list[int]] = {}
         self._blocks: list[tuple[Effect, ...]] = []
         self._freed: list[int] = []
         self._heights: list[int] = []  # of each bucket's reduction over the start, were no other special
         self._patched: dict[tuple[tuple[int, Effect], ...], Runs] = {}
+
+    def _repeat(self, first: int) -> None:
+        """The buckets from ``first`` on come again and again: the last ends at the place at which ``first`` began."""
+        (begin, _), (end, _) = self.places[first - 1], self.places[-1]
+        blocks = end - begin
+        times = (self._num_blocks - 1) // blocks
+
+        def later(start: int, step: int) -> range:
+            return range(start + step, start + step * (times + 1), step)
+
+        apart = blocks * self._apart
+        of_places = [zip(later(block, blocks), repeat(place)) for block, place in self.places[first:]]
+        of_spans = [zip(later(low, apart), later(high, apart), strict=True) for low, high in self.spans[first:]]
+        places = list(chain.from_iterable(zip(*of_places, strict=True)))
+        spans = list(chain.from_iterable(zip(*of_spans, strict=True)))
+        elements = self.elements[first:] * times
+        count = bisect_left(places, (self._num_blocks, 0))
+        self.places += places[:count]
+        self.spans += spans[:count]
+        self.elements += elements[:count]
 
     def _after(self, place: int, room: int) -> tuple[int, int, int, int, int]:
         """Where the gradient is that no longer has ``room`` when those from ``place`` on arrive.
@@ -133,19 +155,21 @@ class BlockBuckets:
         fill(0)
         special = {0: effect(reduce)}
         if not self.effects:
-            for bucket, kind in enumerate(self.kinds):
-                if bucket and kind not in self.effects:
-                    fill(bucket)
-                    self.effects[kind] = effect(attempt)
+            for kind in set(self.kinds[1:]):
+                fill(self.kinds.index(kind, 1))
+                self.effects[kind] = effect(attempt)
         return special
 
-    def touching(self, begin: int, end: int) -> list[int]:
+    def touching(self, begin: int, end: int) -> Iterator[int]:
         """The buckets that may have something of a range of the flat buffer, but for the first and the one left."""
-        found = self._touching.get((begin, end))
-        if found is None:
-            touches = [bucket for bucket, (first, last) in enumerate(self.spans) if last > begin and first < end]
-            found = self._touching[begin, end] = [each for each in touches if 0 < each < len(self.places)]
-        return found
+        # In the order of arrival the range lies in the blocks from the first of these to the one after the second.
+        blocks = sorted([(position - self._base) // self._apart for position in (begin, end)])
+        lowest = max(bisect_left(self.places, (blocks[0], 0)), 1)
+        beyond = min(bisect_left(self.starts, (blocks[1] + 2, 0)), len(self.places))
+        for bucket in range(lowest, beyond):
+            first, last = self.spans[bucket]
+            if last > begin and first < end:
+                yield bucket
 
     def gradients(self, bucket: int) -> list[tuple[int, int]]:
         """(Block, place) of each gradient of a bucket that comes from these blocks."""
@@ -200,16 +224,18 @@ class BlockBuckets:
     def _by_kind(self, kept: tuple[Effect, ...]) -> list[tuple[Effect, ...]]:
         if self._blocks:
             return self._blocks
-        ends: list[list[tuple[int, Kind]]] = [[] for _ in range(self._num_blocks)]
-        for (block, place), kind in zip(self.places[1:], self.kinds[1:], strict=True):
-            ends[block].append((place, kind))
-        made: dict[tuple[tuple[int, Kind], ...], tuple[Effect, ...]] = {}
+        ends: list[list[Kind]] = [[] for _ in range(self._num_blocks)]
+        for (block, _), kind in zip(self.places[1:], self.kinds[1:], strict=True):
+            ends[block].append(kind)
+        emptied_at = dict(zip(self.kinds[1:], [place for _, place in self.places[1:]], strict=True))  # of each kind
+        made: dict[tuple[Kind, ...], tuple[Effect, ...]] = {}
         for emptied in ends:
             key = tuple(emptied)
             found = made.get(key)
             if found is None:
                 each = list(kept)
-                for place, kind in emptied:
+                for kind in key:
+                    place = emptied_at[kind]
                     each[place] = followed(self.effects[kind], kept[place])
                 found = made[key] = tuple(each)
             self._blocks.append(found)

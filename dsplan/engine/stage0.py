@@ -18,7 +18,7 @@ from dsplan.optimizers import device_optimizer
 ALLREDUCE_ELEMENTS = 500_000_000
 
 
-class _Stage0(Engine):
+class Stage0(Engine):
     """Full gradients on every rank, all-reduced through flat copies at the accumulation boundary."""
 
     def __init__(self, run: Run) -> None:
@@ -54,6 +54,12 @@ class _Stage0(Engine):
         self.ledger.free_many(states.GRADIENTS, self.bytes_each(self.e))
         self._held = bytearray(len(self.sizes))
 
+    def update(self, *, makes_states: bool) -> None:
+        """The optimizer's step on parameters of their own shapes; ``makes_states``: it is the first."""
+        if makes_states:
+            self.per_parameter_states()
+        self.temporaries()
+
     def per_parameter_states(self) -> None:
         for numel in self.sizes:
             for _ in range(self.optimizer.num_states):
@@ -65,7 +71,7 @@ class _Stage0(Engine):
         self.ledger.temporary(buffers.OPTIMIZER_TEMPORARY, 4 * elements * self.step_temporaries)
 
 
-class Stage0Plain(_Stage0):
+class Stage0Plain(Stage0):
     """fp32: the optimizer works on the model's own parameters."""
 
     def initialise(self) -> None:
@@ -76,13 +82,11 @@ class Stage0Plain(_Stage0):
     def step(self, *, first: bool) -> None:
         ledger = self.ledger
         ledger.moment = "optimizer update"
-        if first and not self.optimizer.states_at_construction:
-            self.per_parameter_states()
-        self.temporaries()
+        self.update(makes_states=first and not self.optimizer.states_at_construction)
         self.release_gradients()
 
 
-class Stage0Flat(_Stage0):
+class Stage0Flat(Stage0):
     """fp16 or bf16 with FusedAdam: one flat model buffer and one flat fp32 master (FP16_Optimizer)."""
 
     def initialise(self) -> None:
@@ -114,7 +118,7 @@ class Stage0Flat(_Stage0):
         ledger.free(buffers.STEP_GRADIENT, 4 * total)
 
 
-class Stage0Unfused(_Stage0):
+class Stage0Unfused(Stage0):
     """fp16 or bf16 with any other optimizer: fp32 twins of every parameter (FP16_UnfusedOptimizer)."""
 
     def initialise(self) -> None:
@@ -124,13 +128,13 @@ class Stage0Unfused(_Stage0):
             ledger.alloc_many(states.LEAKED_STATES, self.bytes_each(self.e))
         ledger.moment = "fp32 master parameters"
         for numel in self.sizes:
-            ledger.temporary(buffers.CAST, self.e * numel)
+            ledger.alloc(buffers.CAST, self.e * numel)  # p.clone().float()
             ledger.alloc(states.MASTER, 4 * numel)
+            ledger.free(buffers.CAST, self.e * numel)
         ledger.moment = "first update with zero gradients"
         ledger.alloc_many(buffers.INIT_GRADIENT, self.bytes_each(self.e))
         ledger.alloc_many(buffers.INIT_GRADIENT, self.bytes_each(4))
-        self.per_parameter_states()
-        self.temporaries()
+        self.update(makes_states=True)
         ledger.free_many(buffers.INIT_GRADIENT, self.bytes_each(self.e))
         ledger.free_many(buffers.INIT_GRADIENT, self.bytes_each(4))
 
@@ -139,6 +143,6 @@ class Stage0Unfused(_Stage0):
         ledger.moment = "gradients to fp32"
         ledger.alloc_many(buffers.STEP_GRADIENT_LIST, self.bytes_each(4))
         ledger.moment = "optimizer update"
-        self.temporaries()
+        self.update(makes_states=False)
         ledger.free_many(buffers.STEP_GRADIENT_LIST, self.bytes_each(4))
         self.release_gradients()

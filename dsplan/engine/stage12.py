@@ -11,14 +11,18 @@ from dsplan.engine.base import Run
 from dsplan.engine.stage12_blocks import BlocksAtOnce
 from dsplan.ledger import Term
 from dsplan.optimizers import device_optimizer, host_optimizer
-from dsplan.partition import flat_offsets, flat_partition
+from dsplan.partition import FlatPartition, flat_offsets, flat_partition
 
 #: stage_1_and_2.py __init__: ``torch.empty(1)`` stands for a parameter that is on the host to be flattened.
 PLACEHOLDER_BYTES = 4
 
 
 class Stage12(BlocksAtOnce):
-    """One rank: ``run.rank`` says which part of the flat buffer is its own (``flat_partition``)."""
+    """One rank: ``run.rank`` says which part of each flat buffer is its own (``groups``).
+
+    Each of the optimizer's parameter groups is flattened and cut by itself: here there is one, of all parameters, whose
+    ``partition`` is the rank's. ``offsets`` are within a parameter's group. Buckets hold gradients of all groups.
+    """
 
     takes_blocks_at_once = True
 
@@ -26,9 +30,7 @@ class Stage12(BlocksAtOnce):
         super().__init__(run)
         zero = run.plan.zero
         self.zero = zero
-        self.partition = flat_partition(run.model, run.world_size, run.rank, zero.round_robin_gradients)
-        self.offsets = flat_offsets(run.model, run.world_size, zero.round_robin_gradients)
-        self.slice_of = self.partition.slice_of
+        self._partition()
         self.owned = self.slice_of.keys()
         self.offload = zero.offloads_optimizer
         self.optimizer = host_optimizer(run.plan) if self.offload else device_optimizer(run.plan)
@@ -44,6 +46,11 @@ class Stage12(BlocksAtOnce):
         self.gradient_partition_exists = False  # grads_in_partition of this micro batch
         self.accumulated_partition_exists = False  # the views that averaged_gradients keeps alive
         self.host_accumulation_exists = False
+        self._without_gradients()
+
+    def _without_gradients(self) -> None:
+        self._held = bytearray(len(self.sizes))
+        self.emptied = {}
         # Reduced gradients in storages of their own: freed in the epilogue; or, the rank's own, kept for the step.
         self.leftovers: list[int] = []
         # Of other ranks and reduced on a stream of their own: cleared before the next collective.
@@ -51,6 +58,22 @@ class Stage12(BlocksAtOnce):
         self.fresh: list[int] = []
         self.kept: list[int] = []
         self._empty_bucket()
+
+    def _partition(self) -> None:
+        """The groups of parameters, and what of each is the rank's."""
+        run, round_robin = self.run, self.run.plan.zero.round_robin_gradients
+        self.partition = flat_partition(run.model, run.world_size, run.rank, round_robin)
+        self.offsets = flat_offsets(run.model, run.world_size, round_robin)
+        self.groups: tuple[FlatPartition, ...] = (self.partition,)
+        self.slice_of = self.partition.slice_of
+
+    def _bytes_of_group(self, number: int) -> tuple[int, ...]:  # noqa: ARG002  # there is one
+        """Bytes of every parameter of a group."""
+        return self.bytes_each(self.e)
+
+    def _partition_of(self, index: int | None) -> FlatPartition:  # noqa: ARG002
+        """That of the group of a parameter."""
+        return self.partition
 
     def _empty_bucket(self) -> None:
         self.bucket: list[int] = []
@@ -61,55 +84,60 @@ class Stage12(BlocksAtOnce):
     # Initialisation.
 
     def initialise(self) -> None:
-        ledger, e, part = self.ledger, self.e, self.partition
+        ledger, e = self.ledger, self.e
         self.build_on_host_and_move()
         if self.optimizer.states_at_construction:
             ledger.alloc_many(states.LEAKED_STATES, self.bytes_each(self.e))
-        if self._has_room(e * part.padded):
-            ledger.moment = "flattening the parameters"
-            ledger.alloc(states.PARAMETERS, e * part.padded)
-            ledger.free_many(states.PARAMETERS, self.bytes_each(self.e))
-        else:
-            self._flatten_on_the_host()
-        ledger.moment = "fp32 master parameters"
-        ledger.alloc(buffers.CAST, e * part.size)
+        for number, part in enumerate(self.groups):
+            sizes = self._bytes_of_group(number)
+            if self._has_room(e * part.padded):
+                ledger.moment = "flattening the parameters"
+                ledger.alloc(states.PARAMETERS, e * part.padded)
+                ledger.free_many(states.PARAMETERS, sizes)
+            else:
+                self._flatten_on_the_host(e * part.padded, sizes)
+            ledger.moment = "fp32 master parameters"
+            ledger.alloc(buffers.CAST, e * part.size)
+            if self.offload:
+                self._master_on_the_host(part)
+            elif e == 4:
+                ledger.move(buffers.CAST, states.MASTER, 4 * part.size)
+            else:
+                ledger.alloc(states.MASTER, 4 * part.size)
+                ledger.free(buffers.CAST, e * part.size)
         if self.offload:
-            self._initialise_offload()
+            self._gradients_on_the_host()
             return
-        if e == 4:
-            ledger.move(buffers.CAST, states.MASTER, 4 * part.size)
-        else:
-            ledger.alloc(states.MASTER, 4 * part.size)
-            ledger.free(buffers.CAST, e * part.size)
         ledger.moment = "optimizer states"
-        ledger.alloc(buffers.INIT_GRADIENT, 4 * part.size)
+        gradients = [4 * part.size for part in self.groups]
+        ledger.alloc_many(buffers.INIT_GRADIENT, gradients)
         if self.optimizer.states_at_construction:
-            self._allocate_states()
-        ledger.free(buffers.INIT_GRADIENT, 4 * part.size)
+            for part in self.groups:
+                self._allocate_states(part)
+        ledger.free_many(buffers.INIT_GRADIENT, gradients)
 
     def _has_room(self, flat_bytes: int) -> bool:
         """__init__, flatten_on_accelerator: the cache was emptied, so what no tensor holds is free."""
         capacity = self.run.capacity_bytes
         return capacity is None or self.run.kernels.one_pool or capacity - self.ledger.level >= flat_bytes
 
-    def _flatten_on_the_host(self) -> None:
+    def _flatten_on_the_host(self, flat_bytes: int, sizes: tuple[int, ...]) -> None:
         """__init__: every parameter goes to the host, is flattened there, and comes back as one tensor."""
-        ledger, e, padded = self.ledger, self.e, self.partition.padded
+        ledger = self.ledger
         ledger.moment = "flattening the parameters on the host"
-        placeholders = (PLACEHOLDER_BYTES,) * len(self.sizes)
-        ledger.alloc_many(states.HOST_FLAT, self.bytes_each(e))
+        placeholders = (PLACEHOLDER_BYTES,) * len(sizes)
+        ledger.alloc_many(states.HOST_FLAT, sizes)
         ledger.alloc(buffers.FLATTEN, PLACEHOLDER_BYTES)
-        ledger.free_many(states.PARAMETERS, self.bytes_each(e))
+        ledger.free_many(states.PARAMETERS, sizes)
         ledger.alloc_many(buffers.FLATTEN, placeholders[1:])
-        ledger.alloc(states.HOST_FLAT, e * padded)
-        ledger.free_many(states.HOST_FLAT, self.bytes_each(e))
-        ledger.alloc(states.PARAMETERS, e * padded)
-        ledger.free(states.HOST_FLAT, e * padded)
+        ledger.alloc(states.HOST_FLAT, flat_bytes)
+        ledger.free_many(states.HOST_FLAT, sizes)
+        ledger.alloc(states.PARAMETERS, flat_bytes)
+        ledger.free(states.HOST_FLAT, flat_bytes)
         ledger.free_many(buffers.FLATTEN, placeholders)
 
-    def _initialise_offload(self) -> None:
-        ledger, e, part = self.ledger, self.e, self.partition
-        pinned = self.zero.offload_optimizer.pin_memory
+    def _master_on_the_host(self, part: FlatPartition) -> None:
+        ledger, e, pinned = self.ledger, self.e, self.zero.offload_optimizer.pin_memory
         if self.run.kernels.one_pool and e == 4:
             ledger.free(buffers.CAST, 4 * part.size)
             ledger.alloc(states.HOST_MASTER, 4 * part.size)
@@ -120,15 +148,19 @@ class Stage12(BlocksAtOnce):
             ledger.free(buffers.CAST, e * part.size)
             self.pin(states.HOST_MASTER, 4 * part.size, pinned=pinned, twin_exists=True)
         self.pin(states.HOST_STAGING, e * part.size, pinned=pinned)
-        largest = e * max(self.sizes)
-        self.pin(states.HOST_GRADIENT_STAGING, largest, pinned=pinned)
-        ledger.alloc(buffers.GPU_STAGING, largest)
-        self.pin(states.HOST_GRADIENTS, 4 * part.size, pinned=pinned)
 
-    def _allocate_states(self) -> None:
+    def _gradients_on_the_host(self) -> None:
+        pinned = self.zero.offload_optimizer.pin_memory
+        largest = self.e * max(self.sizes)
+        self.pin(states.HOST_GRADIENT_STAGING, largest, pinned=pinned)
+        self.ledger.alloc(buffers.GPU_STAGING, largest)
+        for part in self.groups:
+            self.pin(states.HOST_GRADIENTS, 4 * part.size, pinned=pinned)
+
+    def _allocate_states(self, part: FlatPartition) -> None:
         term = states.HOST_STATES if self.offload else states.OPTIMIZER_STATES
         for _ in range(self.optimizer.num_states):
-            self.ledger.alloc(term, 4 * self.partition.size)
+            self.ledger.alloc(term, 4 * part.size)
 
     # Backward.
 
@@ -230,7 +262,7 @@ class Stage12(BlocksAtOnce):
 
         Of each its elements, its slices, and whether one is this rank's.
         """
-        size, limit = self.partition.size, self.zero.reduce_bucket_size
+        size, limit = self._partition_of(self.oversized).size, self.zero.reduce_bucket_size
         groups: list[tuple[int, int, bool]] = []
         begin = self.bucket_begin
         while begin < self.bucket_end:
@@ -260,9 +292,14 @@ class Stage12(BlocksAtOnce):
             return
         if not self.gradient_partition_exists:
             self.gradient_partition_exists = True
-            ledger.alloc(states.GRADIENT_PARTITION, e * self.partition.owned_elements)
+            ledger.alloc(states.GRADIENT_PARTITION, e * self._owned_elements)
         if separate:
             ledger.free(states.GRADIENTS, e * numel)
+
+    @property
+    def _owned_elements(self) -> int:
+        """copy_grads_in_partition, total_size: one buffer for the gradients of all groups."""
+        return sum([part.owned_elements for part in self.groups])
 
     def _to_host(self, index: int) -> None:
         ledger, e, numel = self.ledger, self.e, self.sizes[index]
@@ -284,6 +321,8 @@ class Stage12(BlocksAtOnce):
             self._reduce_all()
         self._reduce_bucket()
         self._clear_reduced()
+        if boundary:
+            self._take_updates()
         if self.buckets_exist:
             for _ in range(2 if self.overlap else 1):
                 ledger.free(buffers.REDUCE_BUCKET, self.bucket_bytes)
@@ -299,32 +338,42 @@ class Stage12(BlocksAtOnce):
         if self.gradient_partition_exists:
             self.gradient_partition_exists = False
             if self.accumulated_partition_exists:  # added to the first micro batch's, then dropped
-                ledger.free(states.GRADIENT_PARTITION, e * self.partition.owned_elements)
+                ledger.free(states.GRADIENT_PARTITION, e * self._owned_elements)
             self.accumulated_partition_exists = True
+
+    def _take_updates(self) -> None:
+        """What an optimizer makes of reduced gradients before buckets and gradients go: nothing here."""
 
     # Step.
 
     def step(self, *, first: bool) -> None:
-        ledger, part = self.ledger, self.partition
+        ledger = self.ledger
         if self.offload:
             ledger.moment = "optimizer update on the host"
             if first:
-                self._allocate_states()
+                for part in self.groups:
+                    self._allocate_states(part)
             return
         ledger.moment = "gradient norm"
-        ledger.temporary(buffers.NORM, 8 * max(part.slices, default=0))
-        update = self._step_gradient()
+        ledger.temporary(buffers.NORM, 8 * max([size for part in self.groups for size in part.slices], default=0))
+        for part in self.groups:
+            self._update(part, first=first)
+
+    def _update(self, part: FlatPartition, *, first: bool) -> None:
+        """One group: its gradient in fp32, then the optimizer."""
+        ledger = self.ledger
+        update = self._step_gradient(part)
         ledger.moment = "optimizer update"
         if first and not self.optimizer.states_at_construction:
-            self._allocate_states()
+            self._allocate_states(part)
         temporaries = self.optimizer.step_temporaries(foreach=self.run.kernels.foreach_optimizers)
         ledger.temporary(buffers.OPTIMIZER_TEMPORARY, 4 * part.size * temporaries)
         ledger.free(buffers.STEP_GRADIENT, update)
-        self._release_partition()
+        self._release_partition(part)
 
-    def _step_gradient(self) -> int:
+    def _step_gradient(self, part: FlatPartition) -> int:
         """The fp32 gradient of the update: flattened, cast, and the gradients go; its bytes."""
-        ledger, e, part = self.ledger, self.e, self.partition
+        ledger, e = self.ledger, self.e
         ledger.moment = "flattening the gradient partition"
         flattens = len(part.owned) != 1 or part.slices[0] != part.size  # flattening a single tensor is a view
         flat = e * part.size if flattens and e != 4 else 0
@@ -333,12 +382,12 @@ class Stage12(BlocksAtOnce):
         ledger.alloc(buffers.STEP_GRADIENT, update)
         ledger.free(buffers.FLAT_GRADIENT, flat)
         if update:  # else the update's gradient is a view of the partition, which lives as long
-            self._release_partition()
+            self._release_partition(part)
         return update
 
-    def _release_partition(self) -> None:
+    def _release_partition(self, part: FlatPartition) -> None:  # noqa: ARG002  # the last group's has all gradients
         if self.accumulated_partition_exists:
-            self.ledger.free(states.GRADIENT_PARTITION, self.e * self.partition.owned_elements)
+            self.ledger.free(states.GRADIENT_PARTITION, self.e * self._owned_elements)
             self.accumulated_partition_exists = False
         self._free_gradients(self.kept)
         self.kept = []

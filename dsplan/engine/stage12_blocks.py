@@ -6,14 +6,32 @@ first, and for those in which the rank's own gradients change something.
 
 from __future__ import annotations
 
+from collections.abc import KeysView
+from copy import copy
 from functools import cached_property
+from typing import NamedTuple
 
-from dsplan.engine.base import Engine
+from dsplan.engine.base import Engine, Run
 from dsplan.engine.reduce_buckets import BlockBuckets, block_buckets
-from dsplan.engine.stretches import NOTHING, Effect, Runs, first_of_block
+from dsplan.engine.stretches import NOTHING, Effect, Runs, Same, first_of_block
 from dsplan.partition import FlatPartition
 from dsplan.tape import GRADIENT
 from dsplan.zero import ZeroConfig
+
+
+class Emptied(NamedTuple):
+    """What blocks have emptied, and how they left the engine.
+
+    Attributes:
+        buckets, special: as :meth:`BlocksAtOnce._empty_in_blocks` returns them.
+        left: the bucket that is left: its gradients, their elements, and what they span of the flat buffer.
+        partition_exists: whether the rank's partition of gradients does then.
+    """
+
+    buckets: BlockBuckets
+    special: dict[int, Effect]
+    left: tuple[tuple[int, ...], int, int, int]
+    partition_exists: bool
 
 
 class BlocksAtOnce(Engine):
@@ -23,6 +41,8 @@ class BlocksAtOnce(Engine):
     takes_blocks_at_once = False
     zero: ZeroConfig
     partition: FlatPartition
+    slice_of: dict[int, int]
+    owned: KeysView[int]
     offsets: tuple[int, ...]
     offload: bool
     accumulates: bool
@@ -36,6 +56,15 @@ class BlocksAtOnce(Engine):
     bucket_begin: int
     bucket_end: int
     oversized: int | None
+    #: What blocks have emptied before, by all that it depends on but the run.
+    emptied: dict[tuple[object, ...], Emptied]
+
+    def _partition(self) -> None:
+        raise NotImplementedError
+
+    def _without_gradients(self) -> None:
+        """As before the first backward pass."""
+        raise NotImplementedError
 
     def _empty_bucket(self) -> None:
         raise NotImplementedError
@@ -52,6 +81,17 @@ class BlocksAtOnce(Engine):
     @property
     def _at_once(self) -> bool:
         return bool(vars(type(self)).get("takes_blocks_at_once"))
+
+    def of_rank(self, run: Run) -> Engine | None:
+        """As the engine's: initialisation asks only for the size of a rank's partition, which all have."""
+        if not self._at_once:
+            return None
+        other = copy(self)
+        other.run, other.ledger = run, run.ledger
+        other._partition()
+        other.owned = other.slice_of.keys()
+        other._without_gradients()
+        return other
 
     def _reduce_all(self) -> None:
         """reduce_gradients: every gradient, in the order of the parameters."""
@@ -122,17 +162,42 @@ class BlocksAtOnce(Engine):
     def _empty_in_blocks(self, layers: range, order: tuple[int, ...]) -> tuple[BlockBuckets, dict[int, Effect]] | None:
         """The buckets that the gradients of ``layers`` empty, arriving in ``order`` in each of them.
 
+        Where the engine is as it was before the same blocks of an earlier micro batch or step, they are what they were.
+
         Returns:
             The buckets, and what the reduction of those does that are not like their kind; the engine being as after
             all of them. None: the gradients of the first of these layers have to be taken one by one.
         """
+        if self.oversized is not None:
+            return None
+        exist = self.gradient_partition_exists, self.host_accumulation_exists
+        key = (layers, order, *self.bucket, *exist, self.boundary)
+        found = self.emptied.get(key)
+        if found is None:
+            made = self._empty_anew(layers, order)
+            if made is None:
+                return None
+            left = tuple(self.bucket), self.bucket_elements, self.bucket_begin, self.bucket_end
+            self.emptied[key] = Emptied(*made, left, self.gradient_partition_exists)
+        else:
+            made = found.buckets, found.special
+            bucket, self.bucket_elements, self.bucket_begin, self.bucket_end = found.left
+            self.bucket = list(bucket)
+            self.gradient_partition_exists = found.partition_exists
+        lowest = min(layers[0], layers[-1])
+        first, count = first_of_block(self.run.model, lowest), len(layers) * len(order)
+        self._held[first : first + count] = bytes(count)
+        return made
+
+    def _empty_anew(self, layers: range, order: tuple[int, ...]) -> tuple[BlockBuckets, dict[int, Effect]] | None:
+        """As :meth:`_empty_in_blocks`, but for the gradients that are held."""
         model, zero, part = self.run.model, self.zero, self.partition
         if not self._at_once or not self.blocks_are_alike or not self.contiguous or zero.round_robin_gradients:
             return None
         if self.offload and self.accumulates and zero.stage == 2 and not self.host_accumulation_exists:
             return None  # each makes its place on the host
         begin = first_of_block(model, layers[0])
-        if self.oversized is not None or len(order) != len(model.block_parameters):
+        if len(order) != len(model.block_parameters):
             return None
         sizes, offsets = self._in_order(begin, order)
         if max(sizes) > zero.reduce_bucket_size:
@@ -147,7 +212,7 @@ class BlocksAtOnce(Engine):
             pending=self.bucket_elements,
             base=base,
             partition=part.size,
-            rules=(self.run.plan, self.run.world_size, self.run.kernels),
+            rules=(Same(self.run.plan), self.run.world_size, self.run.kernels),
         )
 
         apart = layers.step * len(order)
@@ -173,7 +238,4 @@ class BlocksAtOnce(Engine):
             fill(bucket)
             special[bucket] = self.ledger.effect(self._reduce_bucket)
         fill(len(buckets.places))
-        lowest = min(layers[0], layers[-1])
-        first, count = first_of_block(model, lowest), len(layers) * len(order)
-        self._held[first : first + count] = bytes(count)
         return buckets, special

@@ -13,6 +13,7 @@ from dsplan import buffers, states
 from dsplan.engine.base import Run
 from dsplan.engine.stage2_fp32 import Stage2Fp32
 from dsplan.operators import PARAMETER_GRADIENT
+from dsplan.partition import FlatPartition
 
 FULL = 4  # bytes of an fp32 element
 
@@ -84,9 +85,9 @@ class Stage1Fp32(Stage2Fp32):
         else:
             super().step(first=first)
 
-    def _step_gradient(self) -> int:
+    def _step_gradient(self, part: FlatPartition) -> int:
         self._drop_the_others()  # free_grad_in_param_list
-        return super()._step_gradient()
+        return super()._step_gradient(part)
 
     def _drop_the_others(self) -> None:
         for _ in self._viewed:

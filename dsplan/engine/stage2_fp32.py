@@ -9,6 +9,7 @@ from __future__ import annotations
 from dsplan import buffers, states
 from dsplan.engine.base import Run
 from dsplan.engine.stage12 import Stage12
+from dsplan.partition import FlatPartition
 
 
 class Stage2Fp32(Stage12):
@@ -60,9 +61,9 @@ class Stage2Fp32(Stage12):
             self.ledger.free(states.COMPACT_GRADIENTS, 4 * self.partition.size)
         self._exists = False
 
-    def _step_gradient(self) -> int:
+    def _step_gradient(self, part: FlatPartition) -> int:
         """_get_preflattened_grad_partition: the partition itself."""
-        size = 4 * self.partition.size
+        size = 4 * part.size
         if self._exists:
             self.ledger.move(states.COMPACT_GRADIENTS, buffers.STEP_GRADIENT, size)
         else:

@@ -11,13 +11,15 @@ from operator import itemgetter
 
 from dsplan import buffers, states
 from dsplan.engine.base import Run
+from dsplan.engine.coordinator import persistent_parameters
 from dsplan.engine.gathering import GatherStep, gather_steps
 from dsplan.engine.secondary import secondary_elements
 from dsplan.engine.stage3_swapping import HOST_PARTITION, Stage3Swapping, sub_groups
 from dsplan.engine.stretches import NOTHING, Runs, together
-from dsplan.ledger import Term
-from dsplan.model import Parameter
+from dsplan.ledger import Sizes, Term
+from dsplan.model import ModelShape, Parameter
 from dsplan.optimizers import Optimizer, backup_optimizer, device_optimizer, host_optimizer
+from dsplan.partition import parameter_sizes
 from dsplan.tape import GRADIENT, PRODUCT
 from dsplan.units import ceil_div, round_up
 
@@ -33,7 +35,7 @@ class Stage3(Stage3Swapping):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         zero = run.plan.zero
-        self.sub_groups = sub_groups(self.parts, zero.sub_group_size)
+        self.sub_groups = self._sub_groups()
         on_device = (
             int((1 - zero.offload_optimizer.ratio) * len(self.sub_groups)) if self.offload else len(self.sub_groups)
         )
@@ -54,6 +56,10 @@ class Stage3(Stage3Swapping):
     def _gather_steps(self) -> tuple[GatherStep, ...]:
         run = self.run
         return gather_steps(run.model, self.zero, run.world_size, run.plan.workload, run.kernels)
+
+    def _sub_groups(self) -> list[list[int]]:
+        """Indices of the parameters of each sub-group: here of one group of parameters, with all of them."""
+        return sub_groups(self.parts, self.zero.sub_group_size)
 
     # Initialisation.
 
@@ -154,10 +160,10 @@ class Stage3(Stage3Swapping):
 
     def _flatten_partitions(self) -> None:
         ledger, e = self.ledger, self.e
-        sizes = [e * part for part in self.parts]
         if self.offload_param:
             self._flatten_on_host()
             return
+        sizes = self.parts.times(e) if isinstance(self.parts, Sizes) else [e * part for part in self.parts]
         ledger.alloc(states.HOST_TRANSIENT, e * self.total)
         ledger.free_many(states.PARTITIONED_PARAMETERS, sizes)
         if not self.run.kernels.one_pool:
@@ -171,13 +177,13 @@ class Stage3(Stage3Swapping):
         """_create_fp32_partitions: cast, then cloned; the cast copy of the last sub-group dies last."""
         ledger, e = self.ledger, self.e
         if self.swaps_optimizer:
-            largest = max(sum(self.parts[i] for i in group) for group in self.sub_groups)
+            largest = max(self.elements_of(group) for group in self.sub_groups)
             buffer = 4 * round_up(largest, 256)
             ledger.alloc(states.SWAP_OPTIMIZER, buffer * self.zero.offload_optimizer.buffer_count)
         previous: tuple[Term, int] | None = None
         copied = 0  # the most that is cast on its way from the device to the host, in elements
         for group, on_device, on_drive in zip(self.sub_groups, self.on_device, self.on_drive, strict=True):
-            elements = sum(self.parts[i] for i in group)
+            elements = self.elements_of(group)
             from_device = not self.offload_param and not self.run.kernels.one_pool
             if self._swaps(group):
                 copied = max(copied, elements) if from_device else 0  # once all other groups have their masters
@@ -203,13 +209,17 @@ class Stage3(Stage3Swapping):
                     ledger.free(*previous)
                 previous = (cast, 4 * elements)
             ledger.alloc(master, 4 * elements)
+            self._made_master(group)
         if previous is not None:
             ledger.free(*previous)
         self.copy_to_host(copied)
 
+    def _made_master(self, group: list[int]) -> None:
+        """What an optimizer makes beside the fp32 parameters of a sub-group: nothing here."""
+
     def _initial_gradients(self) -> None:
         ledger = self.ledger
-        elements = [sum(self.parts[i] for i in group) for group in self.sub_groups]
+        elements = [self.elements_of(group) for group in self.sub_groups]
         shared = states.HOST_TRANSIENT if self.offload else buffers.INIT_GRADIENT
         ledger.alloc(shared, 4 * max(elements))
         if self.offload:
@@ -310,6 +320,7 @@ class Stage3(Stage3Swapping):
             ledger.alloc(check, self.g * self.total)
             ledger.temporary(check, self.total)
             ledger.free(check, self.g * self.total)
+        self._take_updates()
         if not self.offload:
             ledger.moment = "gradient norm"
             ledger.temporary(buffers.NORM, 8 * max(self.parts))
@@ -319,13 +330,33 @@ class Stage3(Stage3Swapping):
         for group, on_device in zip(self.sub_groups, self.on_device, strict=True):
             self._update(group, first=first, on_device=on_device)
         ledger.moment = "gathering the persistent parameters"
+        staged = self._staged() if gathering.persistent > 0 else ()
+        ledger.alloc_many(buffers.GATHERED, staged)
         self._gathered(max(gathering.persistent, 0), gathering.persistent)
+        ledger.free_many(buffers.GATHERED, staged)
         self._gathered(0, gathering.invalidated)
         self._step_index += 1
         self._pass_index = 0
 
+    def _staged(self) -> tuple[int, ...]:
+        """Bytes of the partitions that _allgather_params_coalesced brings to the device while it gathers them."""
+        run = self.run
+        if run.world_size == 1 or not self.offload_param or run.kernels.one_pool:
+            return ()
+        sizes = parameter_sizes(self._gathered_model)
+        persistent = sorted(persistent_parameters(self._gathered_model, self.zero))
+        return tuple([self.e * ceil_div(sizes[index], run.world_size) for index in persistent])
+
+    @property
+    def _gathered_model(self) -> ModelShape:
+        """Whose parameters are gathered."""
+        return self.run.model
+
+    def _take_updates(self) -> None:
+        """What an optimizer makes of accumulated gradients before their norm is taken: nothing here."""
+
     def _update(self, group: list[int], *, first: bool, on_device: bool) -> None:
-        elements = sum(self.parts[i] for i in group)
+        elements = self.elements_of(group)
         if on_device:
             self._update_on_device(elements, flattens=len(group) > 1, first=first)
             return

@@ -18,6 +18,7 @@ from dsplan.engine.gathering import GatherStep, gather_steps
 from dsplan.engine.stage3_leaves import Stage3Leaves
 from dsplan.engine.trained import trained_part
 from dsplan.families.adapters import is_adapter
+from dsplan.model import ModelShape
 
 
 class Stage3Frozen(Stage3Leaves):
@@ -33,6 +34,10 @@ class Stage3Frozen(Stage3Leaves):
     def _gather_steps(self) -> tuple[GatherStep, ...]:
         run = self.run
         return gather_steps(self.whole, self.zero, run.world_size, run.plan.workload, run.kernels)
+
+    @property
+    def _gathered_model(self) -> ModelShape:
+        return self.whole
 
     @property
     def tied_elements(self) -> int:

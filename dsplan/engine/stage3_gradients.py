@@ -8,15 +8,17 @@ Legend: e, c, g bytes of an element of a gradient, in its communication, where i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from dsplan import buffers, states
 from dsplan.engine.base import Engine, Run
 from dsplan.engine.reduce_buckets import block_buckets
-from dsplan.engine.stretches import NOTHING, Runs, first_of_block
+from dsplan.engine.stretches import NOTHING, Runs, Same, first_of_block
 from dsplan.kernels import Kernels
 from dsplan.ledger import Term
 from dsplan.operators import PARAMETER_GRADIENT
+from dsplan.partition import parameter_sizes
 from dsplan.units import MIB, ceil_div
 
 #: stage3.py _constant_buffered_norm2: the norm of an offloaded gradient is taken in parts of this size.
@@ -41,7 +43,7 @@ class Stage3Gradients(Engine):
         self.swaps_optimizer = zero.offload_optimizer.device == "nvme"
         self.g = workload.accumulation_bytes
         self.c = workload.communication_bytes
-        self.parts = [ceil_div(numel, run.world_size) for numel in self.sizes]
+        self.parts: Sequence[int] = parameter_sizes(run.model).map(lambda numel: ceil_div(numel, run.world_size))
         communicated = workload.communication_data_type or workload.precision
         self.casts_for_communication = communicated != workload.precision
         self.casts_for_accumulation = communicated != (workload.grad_accum_dtype or workload.precision)
@@ -50,6 +52,10 @@ class Stage3Gradients(Engine):
         self._bucket_elements = 0
         self.swapped_gradients: frozenset[int] = frozenset()  # of the sub-groups that are on the drive
         self._unswapped_parts: list[int] = []  # small fp32 gradients that stay on the device until the step
+
+    def elements_of(self, group: Sequence[int]) -> int:
+        """Elements of the rank's parts of parameters one after the other, as sub-groups have them."""
+        return sum(self.parts[group[0] : group[-1] + 1])
 
     def gradient(self, index: int) -> None:
         """reduce_independent_p_g_buckets_and_remove_grads."""
@@ -83,7 +89,7 @@ class Stage3Gradients(Engine):
             pending=self._bucket_elements,
             base=0,
             partition=model.num_parameters,
-            rules=(self.run.plan, self.run.world_size, self.run.kernels, self.boundary),
+            rules=(Same(self.run.plan), self.run.world_size, self.run.kernels, self.boundary),
         )
 
         def fill(bucket: int) -> None:
@@ -199,4 +205,4 @@ def _padding_bytes(sizes: tuple[int, ...], world_size: int, width: int, kernels:
         filled = ceil_div(numel, part)
         rest = width * (filled * part - numel)
         found[numel] = (world_size - filled) * kernels.rounded(width * part) + kernels.rounded(rest)
-    return tuple([found[numel] for numel in sizes])
+    return tuple(map(found.__getitem__, sizes))

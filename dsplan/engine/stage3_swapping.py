@@ -7,8 +7,10 @@ in the comments are those files'. Transfers are aligned to 1 KiB (utils.py AIO_A
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 
 from dsplan import states
 from dsplan.engine.base import Run
@@ -36,7 +38,7 @@ class Stage3Swapping(Stage3Gradients):
 
     def _swaps(self, group: list[int]) -> bool:
         """_swappable_optimizer_subgroup: smaller sub-groups stay in memory."""
-        return self.swaps_optimizer and 4 * sum(self.parts[i] for i in group) >= MIN_SWAP_BYTES
+        return self.swaps_optimizer and 4 * self.elements_of(group) >= MIN_SWAP_BYTES
 
     def _swapped(self, size: int) -> bool:
         """swappable_tensor: files hold what is at least 1 MiB."""
@@ -73,17 +75,13 @@ class Stage3Swapping(Stage3Gradients):
 
 def sub_groups(parts: Sequence[int], size: int) -> list[list[int]]:
     """_create_fp16_sub_groups: indices of the parameters of each; one closes once it has ``size`` elements."""
-    if size >= sum(parts):
-        return [list(range(len(parts)))]
+    ends = list(accumulate(parts))
     groups: list[list[int]] = []
-    current: list[int] = []
-    elements = 0
-    for index, part in enumerate(parts):
-        current.append(index)
-        elements += part
-        if elements >= size or index == len(parts) - 1:
-            groups.append(current)
-            current, elements = [], 0
+    first = before = 0
+    while first < len(ends):
+        last = min(bisect_left(ends, before + size, first), len(ends) - 1)
+        groups.append(list(range(first, last + 1)))
+        first, before = last + 1, ends[last]
     return groups
 
 

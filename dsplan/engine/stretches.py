@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Generic, TypeVar
 
 from dsplan.activations import Program
-from dsplan.engine.gathering import acts
+from dsplan.engine.gathering import acting
 from dsplan.model import ModelShape
 from dsplan.tape import ALLOC, FREE, GRADIENT, PRODUCT, Event
 
@@ -34,7 +34,17 @@ def compress(model: ModelShape, program: Program, gradients: bool, modules: bool
         gradients: at every parameter's gradient.
         modules: at every hook at which stage 3 acts.
     """
-    return _compress(model, Same(program), gradients, modules)
+    indices = gradient_indices(model)
+
+    def stretches_of(events: tuple[Event, ...]) -> tuple[Stretch, ...]:
+        return tuple(
+            [
+                (rise, net, kind, indices[name] if kind == GRADIENT else -1)
+                for rise, net, kind, name in named_stretches(model, events, gradients, modules)
+            ]
+        )
+
+    return stretches_of(program.forward), stretches_of(program.backward)
 
 
 class Same(Generic[T]):
@@ -52,31 +62,20 @@ class Same(Generic[T]):
         return id(self.thing)
 
 
-@lru_cache(maxsize=1024)
-def _compress(model: ModelShape, same: Same[Program], gradients: bool, modules: bool) -> Stretches:
-    indices = gradient_indices(model)
-
-    def stretches_of(events: tuple[Event, ...]) -> tuple[Stretch, ...]:
-        return tuple(
-            (rise, net, kind, indices[name] if kind == GRADIENT else -1)
-            for rise, net, kind, name in named_stretches(model, events, gradients, modules)
-        )
-
-    return stretches_of(same.thing.forward), stretches_of(same.thing.backward)
-
-
 def named_stretches(
     model: ModelShape, events: tuple[Event, ...], gradients: bool, modules: bool
 ) -> Iterator[tuple[int, int, int, str]]:
     """The stretches of a program, each with the name of what comes at its end; after the last one nothing comes."""
     level = rise = 0
+    acts = acting(model) if modules else None
     for kind, size, what in events:
         if kind == ALLOC:
             level += size
-            rise = max(rise, level)
+            if level > rise:  # noqa: PLR1730  # nothing is done so often
+                rise = level
         elif kind == FREE:
             level -= size
-        elif kind == PRODUCT or (gradients if kind == GRADIENT else modules and acts(model, kind, what)):
+        elif kind == PRODUCT or (gradients if kind == GRADIENT else acts is not None and acts(kind, what)):
             assert isinstance(what, str)
             yield rise, level, kind, what
             level = rise = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from dsplan.engine.outline import BLOCK, FORWARD, Blocks, Effects, Fixed, Item, Outline, Phase, Piece, Tokens
 from dsplan.engine.stretches import Effect, Runs
 from dsplan.kernels import Kernels
@@ -67,6 +69,19 @@ class TracingLedger(Ledger):
         self._runs: list[tuple[int, int, Effects]] = []
         self._start = 0
         self._init_bytes = 0
+
+    def anew(self) -> TracingLedger:
+        """An empty one, of another rank of the same plan."""
+        return TracingLedger(self.kernels, self._interned)
+
+    def fork(self) -> TracingLedger:
+        """Another one that goes on from here, where no phase is open."""
+        other = copy(self)
+        other.steps, other._items, other._runs = list(self.steps), [], []
+        other.host_level, other.host_peak = dict(self.host_level), dict(self.host_peak)
+        other._pinned_free = self._pinned_free.copy()
+        other._outline = [(name, list(phases)) for name, phases in self._outline]
+        return other
 
     def begin_step(self, name: str) -> None:
         super().begin_step(name)

@@ -14,6 +14,8 @@ from dsplan.families.config import ALL_LINEAR, short
 from dsplan.families.decoder import Decoder
 from dsplan.families.parameter import Parameter
 
+#: What follows the name of an adapted layer in that of its first matrix.
+FIRST_MATRIX = ".lora_A.default"
 #: Elements of the rank of an adapter: wider ones save nothing.
 HIGHEST_RANK = 65_536
 

@@ -18,6 +18,8 @@ LARGEST_DIMENSION = 10_000_000
 MODULE = "module"
 #: PEFT's word for every linear layer but the head's.
 ALL_LINEAR = "all-linear"
+#: Names of activations (transformers activations.py ``ACT2CLS``) that decoders of these families have.
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "quick_gelu")
 #: Blocks: the deepest published decoder has 200.
 MOST_LAYERS = 10_000
 #: Heads of one block: the widest published decoder has 128.
@@ -139,14 +141,17 @@ class Config:
 
     @property
     def family(self) -> str:
+        """The ``model_type``, for messages."""
         return str(self.keys.get("model_type", "decoder"))
 
     # What most families have under these names.
 
     def num_layers(self) -> int:
+        """Blocks: ``num_hidden_layers``."""
         return self.count("num_hidden_layers", most=MOST_LAYERS)
 
     def num_heads(self, default: int | None = None) -> int:
+        """Heads of the queries: ``num_attention_heads``."""
         return self.count("num_attention_heads", default, most=MOST_HEADS)
 
     def divided(self, hidden_size: int, heads: int) -> int:
@@ -174,6 +179,12 @@ class Config:
                 f"{self.where}: num_key_value_heads: {found} do not divide the {heads} heads of num_attention_heads"
             )
         return found
+
+    def rotary_size(self, head_size: int, old_key: str, default: float) -> int:
+        """Elements of a head that rotate: a share from ``rope_parameters``, or the key that older files have."""
+        rope = Config(self.section("rope_parameters"), f"{self.where}: rope_parameters")
+        share = rope.positive("partial_rotary_factor") or self.positive(old_key) or default
+        return min(head_size, int(head_size * share))
 
     def _found(self, key: str) -> tuple[str, Any]:
         for name in (key, *self._renamed.get(key, ())):

@@ -82,9 +82,11 @@ class Decoder:
         windows: tokens that each layer's attention sees; None: all.
         softcap, head_softcap: tanh caps of the scores and of the logits; None: no cap.
         dropout, attention_dropout: of the residual stream, and of the probabilities.
+        embedding_dropout: of what goes into the first block.
         experts, latent: a mixture of experts in place of the MLP, latent attention in place of the plain; or None.
         transposed: weights of linear layers are (n_in, n_out), as transformers' Conv1D has them.
         upcasts_scores: eager attention multiplies queries and keys in fp32 (GPT-2's ``reorder_and_upcast_attn``).
+        beyond_formulas: keys of the configuration that ask for activations which only a dry run has.
         chosen_leaf: what a configuration makes a leaf (``leaf``) in place of DeepSpeed's default; None: that.
     """
 
@@ -118,16 +120,19 @@ class Decoder:
     scaled_embedding: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    embedding_dropout: float = 0.0
     experts: Experts | None = None
     latent: Latent | None = None
     transposed: bool = False
     upcasts_scores: bool = False
+    beyond_formulas: tuple[str, ...] = ()
     chosen_leaf: str | None = None
     default_attention: str = "sdpa"
     attentions: tuple[str, ...] = field(default=("eager", "sdpa", "flash_attention_2"))
 
     @property
     def num_layers(self) -> int:
+        """Blocks, of all kinds."""
         return len(self.layers)
 
     @property

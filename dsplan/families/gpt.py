@@ -8,7 +8,8 @@ Legend: h width, f width of the MLP, a heads, V vocabulary, T positions.
 
 from __future__ import annotations
 
-from dsplan.families.config import MOST_HEADS, MOST_LAYERS, Config
+from dsplan.errors import InputError
+from dsplan.families.config import ACTIVATIONS, MOST_HEADS, MOST_LAYERS, Config
 from dsplan.families.decoder import (
     AFTER_NORM,
     FUSED,
@@ -23,13 +24,13 @@ from dsplan.families.decoder import (
 )
 from dsplan.families.parameter import Parameter, conv1d, linear, norm
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish", "quick_gelu")
-
 
 def gpt2(c: Config) -> Decoder:
     """GPT-2 (models/gpt2): fused c_attn in transformers' Conv1D, learned positions, tied head."""
     h, layers, heads = c.count("n_embd"), c.count("n_layer", most=MOST_LAYERS), c.count("n_head", most=MOST_HEADS)
     d = c.divided(h, heads)
+    if c.flag("add_cross_attention", False):
+        raise InputError(f"{c.where}: add_cross_attention: true is not planned; there is no encoder to attend to")
     f = c.count("n_inner", 4 * h)
     v, positions = c.count("vocab_size", 50257), c.count("n_positions", 1024)
     block = (
@@ -68,6 +69,7 @@ def gpt2(c: Config) -> Decoder:
         windows=(None,) * layers,
         dropout=c.probability("resid_pdrop", 0.1),
         attention_dropout=c.probability("attn_pdrop", 0.1),
+        embedding_dropout=c.probability("embd_pdrop", 0.1),
     )
 
 
@@ -85,8 +87,6 @@ def gpt_neox(c: Config) -> Decoder:
         *linear("mlp.dense_h_to_4h", f, h, bias=True),
         *linear("mlp.dense_4h_to_h", h, f, bias=True),
     )
-    rope = Config(c.section("rope_parameters"), f"{c.where}: rope_parameters")
-    share = rope.positive("partial_rotary_factor") or c.positive("rotary_pct") or 0.25
     tied = c.flag("tie_word_embeddings", False)
     return Decoder(
         causal_lm="GPTNeoXForCausalLM",
@@ -111,10 +111,11 @@ def gpt_neox(c: Config) -> Decoder:
         mlp_bias=True,
         residual=PARALLEL if c.flag("use_parallel_residual", True) else SEQUENTIAL,
         activation=c.name("hidden_act", "gelu", ACTIVATIONS),
-        rotary_size=min(d, int(d * share)),
+        rotary_size=c.rotary_size(d, "rotary_pct", 0.25),
         windows=(None,) * layers,
         dropout=c.probability("hidden_dropout"),
         attention_dropout=c.probability("attention_dropout"),
+        embedding_dropout=c.probability("hidden_dropout"),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dsplan.families.config import Config
+from dsplan.families.config import ACTIVATIONS, Config
 from dsplan.families.decoder import (
     FUSED,
     GATED_FUSED,
@@ -23,7 +23,6 @@ from dsplan.families.decoder import (
 )
 from dsplan.families.parameter import Parameter, linear, norm
 
-ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "quick_gelu")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -179,7 +178,7 @@ def phi3(c: Config) -> Decoder:
         key_value_heads=k,
         positions=c.count("max_position_embeddings", 4096),
         block=block,
-        rotary_size=_rotary(c, d, 1.0),
+        rotary_size=c.rotary_size(d, "partial_rotary_factor", 1.0),
     )
     window = c.optional_count("sliding_window")
     return replace(
@@ -220,7 +219,7 @@ def stablelm(c: Config) -> Decoder:
         positions=c.count("max_position_embeddings", 4096),
         block=block,
         norm_bias=True,
-        rotary_size=_rotary(c, d, 0.25),
+        rotary_size=c.rotary_size(d, "partial_rotary_factor", 0.25),
     )
     return replace(
         found,
@@ -317,21 +316,19 @@ def gated(h: int, f: int, *, name: str = "mlp", bias: bool = False) -> tuple[Par
     )
 
 
+def window_in_use(c: Config) -> int | None:
+    """Tokens that a layer with a window sees, of Qwen; None: no layer has one (configuration_qwen2.py)."""
+    return c.count("sliding_window", 4096) if c.flag("use_sliding_window", False) else None
+
+
 def _late_windows(c: Config, num_layers: int) -> tuple[int | None, ...]:
     """Windows of Qwen: from ``max_window_layers`` on, if there are any (configuration_qwen2.py ``__post_init__``)."""
-    window = c.count("sliding_window", 4096) if c.flag("use_sliding_window", False) else None
+    window = window_in_use(c)
     types = c.names("layer_types", num_layers, (_FULL, _SLIDING))
     if types is not None:
         return tuple(window if kind == _SLIDING else None for kind in types)
     first = c.amount("max_window_layers", 28)
     return tuple(window if layer >= first else None for layer in range(num_layers))
-
-
-def _rotary(c: Config, head_size: int, default: float) -> int:
-    """``int(head_size · partial_rotary_factor)``, from ``rope_parameters`` or the key that older files have."""
-    rope = Config(c.section("rope_parameters"), f"{c.where}: rope_parameters")
-    factor = rope.positive("partial_rotary_factor") or c.positive("partial_rotary_factor") or default
-    return min(head_size, int(head_size * factor))
 
 
 def _gemma_activation(c: Config, key: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from dsplan.errors import InputError
 from dsplan.families.config import Config
 from dsplan.families.decoder import WIDE_SIGMOID, WIDE_SOFTMAX, Decoder, Experts, Latent
-from dsplan.families.llama import attention, decoder, gated
+from dsplan.families.llama import attention, decoder, gated, window_in_use
 from dsplan.families.parameter import Parameter, linear, norm
 
 #: How DeepSeek V2 chooses the experts of a token: of all, or of a few groups.
@@ -46,6 +46,7 @@ def mixtral(c: Config) -> Decoder:
     return replace(
         found,
         windows=(window,) * found.num_layers,
+        beyond_formulas=_router_extras(c),
         experts=Experts(num=num, per_token=_per_token(c, num, 2), size=f, module="mlp", wide_weights=True),
     )
 
@@ -87,8 +88,9 @@ def qwen2_moe(c: Config) -> Decoder:
             shared_size=shared,
             normalised=c.flag("norm_topk_prob", False),
         ),
+        beyond_formulas=_router_extras(c),
         windows=tuple(
-            _window(c) if layer % 2 == 0 and layer < c.amount("max_window_layers", 28) else None
+            window_in_use(c) if layer % 2 == 0 and layer < c.amount("max_window_layers", 28) else None
             for layer in range(found.num_layers)
         ),
     )
@@ -130,7 +132,8 @@ def qwen3_moe(c: Config) -> Decoder:
             module="mlp",
             normalised=c.flag("norm_topk_prob", False),
         ),
-        windows=(_window(c),) * found.num_layers,
+        beyond_formulas=_router_extras(c),
+        windows=(window_in_use(c),) * found.num_layers,
     )
 
 
@@ -231,6 +234,18 @@ def _deepseek(
     )
 
 
+def _router_extras(c: Config) -> tuple[str, ...]:
+    """What routers do beside routing (modeling_mixtral.py ``load_balancing_loss_func``, ``MixtralSparseMoeBlock``).
+
+    Under ``output_router_logits`` those of all layers live until the loss, which makes one-hot masks of them.
+    """
+    asked = {
+        "output_router_logits": c.flag("output_router_logits", False),
+        "router_jitter_noise": c.probability("router_jitter_noise") > 0,
+    }
+    return tuple(key for key, holds in asked.items() if holds)
+
+
 def _groups(c: Config, experts: int, default: int) -> int:
     """``n_group``: the experts' groups, all of one size.
 
@@ -249,11 +264,6 @@ def _experts(num: int, h: int, f: int) -> tuple[Parameter, ...]:
         Parameter("mlp.experts.gate_up_proj", (num, 2 * f, h)),
         Parameter("mlp.experts.down_proj", (num, h, f)),
     )
-
-
-def _window(c: Config) -> int | None:
-    """Tokens that a layer with a window sees (configuration_qwen2_moe.py ``__post_init__``); None: no layer has one."""
-    return c.count("sliding_window", 4096) if c.flag("use_sliding_window", False) else None
 
 
 def _norms(h: int) -> tuple[Parameter, ...]:

@@ -15,6 +15,7 @@ class Parameter:
 
     @property
     def numel(self) -> int:
+        """Elements of the tensor; 1 of a scalar."""
         count = 1
         for size in self.shape:
             count *= size

@@ -70,10 +70,12 @@ class OldStage3(Stage3):
         self.on_device = [not self.offload] * len(self.sub_groups)
 
     def gradient(self, index: int) -> None:
+        """A gradient arrives: of a parameter that was several then, the gradient of each."""
         for piece in self._separated.pieces[index]:
             super().gradient(piece)
 
     def initialise(self) -> None:
+        """``deepspeed.initialize``: buckets and gradients came later, and staging buffers were made at once."""
         super().initialise()  # with the model's own parameters: their partitions come to the same
         self._divide(self._separated.sizes)
         ledger, e = self.ledger, self.e
@@ -86,6 +88,7 @@ class OldStage3(Stage3):
                 ledger.alloc(STAGING, e * max(self.parts))
 
     def module(self, kind: int) -> None:
+        """Entering or leaving a module; ``backward()`` makes the buckets before autograd starts."""
         if kind == ENTER_BACKWARD and "buckets" in self.rules and not self._buckets_exist:
             # backward() makes them before autograd starts.
             self._buckets_exist = True
@@ -121,6 +124,7 @@ class OldStage3(Stage3):
         self._waiting = []
 
     def end_backward(self, *, boundary: bool) -> None:
+        """The last bucket moves, and the buckets go."""
         super().end_backward(boundary=boundary)
         if "gradients" in self.rules:
             self._move_waiting()
@@ -130,6 +134,7 @@ class OldStage3(Stage3):
                 self.ledger.free(buffers.REDUCE_BUCKET, self.e * self.zero.reduce_bucket_size)
 
     def step(self, *, first: bool) -> None:
+        """One update of the optimizer, sub-group by sub-group."""
         if "gradients" not in self.rules or self.offload:
             super().step(first=first)
             return

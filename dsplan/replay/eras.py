@@ -43,6 +43,7 @@ class Account:
 
     @property
     def then_bytes(self) -> int:
+        """The peak by the rules of its time, in bytes."""
         return self.today_bytes + sum(change.size_bytes for change in self.changes)
 
 

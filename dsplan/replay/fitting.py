@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsplan.estimate import DOES_NOT_FIT, HostEstimate, _device, _judge
+from dsplan.estimate import DOES_NOT_FIT, HostEstimate
 from dsplan.hardware import Cluster
 from dsplan.kernels import kernels_of
 from dsplan.model import ModelShape
 from dsplan.overhead import PROCESS_HOST_BYTES
 from dsplan.plan import Plan
 from dsplan.replay.walking import walk_as, walk_without_host_temporaries
+from dsplan.verdict.walked import device_estimate, verdict_of
 from dsplan.walk import capacity_of, walk
 
 PARTITIONS_EVERYTHING = 3
@@ -34,6 +35,7 @@ class Fit:
 
     @property
     def can_run(self) -> bool:
+        """Whether the run lives, with or without a margin."""
         return self.verdict != DOES_NOT_FIT
 
 
@@ -50,13 +52,13 @@ def fit(model: ModelShape, plan: Plan, cluster: Cluster) -> Fit:
     else:
         capacity = capacity_of(accelerator, cluster.world_size)
         walked = walk(model, plan, cluster.world_size, kernels, capacity_bytes=capacity)
-    device = _device(model, plan, walked, cluster)
+    device = device_estimate(model, plan, walked, cluster)
     host = HostEstimate(
         pinned_bytes=walked.pinned_bytes,
         pageable_bytes=walked.pageable_bytes,
         bytes_per_node=cluster.gpus_per_node * (PROCESS_HOST_BYTES + walked.host_bytes),
     )
-    verdict, reason, _ = _judge(device, host, cluster)
+    verdict, reason, _ = verdict_of(device, host, cluster)
     return Fit(
         verdict=verdict,
         reason=reason,

@@ -22,7 +22,7 @@ from dsplan.walk import STEADY_STATE, walk
 PUBLISHED, FORMULA, DRY_RUN = "published", "formula", "dry run"
 FIRST, STEADY = "first", "last"
 #: Columns of a published row: before and after forward, before and after backward, before and after the step, highest.
-_BEFORE, _AFTER_FORWARD, _AFTER_BACKWARD, _AFTER_STEP, _HIGHEST = 0, 1, 3, 5, 6
+_BEFORE, _AFTER_FORWARD, _AFTER_BACKWARD, _AFTER_STEP = 0, 1, 3, 5
 STEPS = 4
 TIMEOUT_S = 300.0
 

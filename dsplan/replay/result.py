@@ -21,10 +21,12 @@ class Replay:
 
     @property
     def holds(self) -> bool:
+        """Whether no verdict failed."""
         return not self.failed
 
     @property
     def failed(self) -> tuple[Row, ...]:
+        """The rows whose verdict is another than it should be."""
         return tuple(row for row in self.rows if row.holds is False)
 
 

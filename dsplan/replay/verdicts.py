@@ -75,6 +75,7 @@ class Row:
 
     @property
     def error(self) -> float | None:
+        """Relative error of the prediction, signed; None where there is none to take."""
         if self.unit == RUNS or not self.published or self.predicted is None:
             return None
         return self.predicted / self.published - 1

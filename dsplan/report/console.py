@@ -10,6 +10,10 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+#: Columns that no table has.
+_UNLIMITED = 10_000
 
 
 def stdout_console() -> Console:
@@ -18,6 +22,29 @@ def stdout_console() -> Console:
 
     # Highlighting would colour every number alike, which says nothing.
     return Console(highlight=False, emoji=False, markup=False)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """``table``, wider than the terminal where its numbers would be cut otherwise: a long line can be scrolled."""
+    width = console.width
+    try:
+        console.width = max(width, _least_width(console, table))
+        console.print(table)
+    finally:
+        console.width = width
+
+
+def _least_width(console: Console, table: Table) -> int:
+    """Columns of a terminal that ``table`` (without a box) takes when only those of its columns wrap that may."""
+    from rich.measure import Measurement
+
+    options = console.options.update(max_width=_UNLIMITED)
+    _, right, _, left = table.padding
+    total = 0
+    for column in table.columns:
+        cells = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
+        total += max((cell.maximum if column.no_wrap else cell.minimum for cell in cells), default=0) + left + right
+    return total if table.pad_edge else total - left - right
 
 
 def print_document(document: Mapping[str, Any]) -> None:

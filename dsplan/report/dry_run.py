@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dsplan.dry_run import INIT, DryRun, Peak
 from dsplan.measurement import Measurement
+from dsplan.report.console import print_table
 from dsplan.units import format_bytes
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def print_peak(console: Console, dry_run: DryRun) -> None:
         return
     moment = "the initialisation" if peak.step == INIT else f"{peak.phase} of step {int(peak.step) + 1}"
     console.print(f"\nThe peak, in {moment}, by cause and line of source:", style="bold")
-    console.print(peak_table(peak))
+    print_table(console, peak_table(peak))
 
 
 def peak_table(peak: Peak) -> Table:

@@ -102,9 +102,10 @@ def print_emitted(emitted: Emitted) -> None:
         console.print(f"It does not fit: {row.reason}", style="bold red")
     elif row.verdict == TIGHT:
         console.print(f"It is tight: {row.reason}")
+    device = row.device
     console.print(
-        f"Predicted: GPU peak {format_bytes(row.device.peak_bytes)} allocated, "
-        f"{format_bytes(row.device.device_bytes)} on the device; CPU {format_bytes(row.host.bytes_per_node)} per node."
+        f"Predicted: GPU peak {format_bytes(device.peak_bytes)} allocated, at least "
+        f"{format_bytes(device.device_bytes)} on the device; CPU {format_bytes(row.host.bytes_per_node)} per node."
     )
     for note in emission.notes:
         console.print(note)

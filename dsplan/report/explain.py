@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dsplan.estimate import Estimate, PlanEstimate
 from dsplan.ledger import DEVICE, PHASES, MemoryTerm, PhaseMemory
+from dsplan.report.console import print_table
 from dsplan.report.legend import legend
 from dsplan.report.table import WIDE
 from dsplan.units import format_bytes
@@ -28,20 +29,20 @@ def print_explanation(console: Console, estimate: Estimate, row: PlanEstimate) -
     letters = legend(estimate.model, row.plan, estimate.cluster)
     console.print(", ".join(f"{letter}={number:,}" for letter, number in letters.items()))
     console.print()
-    console.print(terms_table(inside, total=device.peak_bytes, label="= allocated at the peak", wide=wide))
+    print_table(console, terms_table(inside, total=device.peak_bytes, label="= allocated at the peak", wide=wide))
     console.print()
     console.print(_device_line(row))
     if outside:
         console.print()
         console.print("CPU memory of one rank at that moment:")
         total = sum(term.size_bytes for term in outside)
-        console.print(terms_table(outside, total=total, label="= on the CPU", wide=wide))
+        print_table(console, terms_table(outside, total=total, label="= on the CPU", wide=wide))
     console.print(
         f"CPU memory at its own peaks: {format_bytes(row.host.pinned_bytes)} pinned and "
         f"{format_bytes(row.host.pageable_bytes)} pageable per rank; {format_bytes(row.host.bytes_per_node)} per node."
     )
     console.print()
-    console.print(phases_table(row))
+    print_table(console, phases_table(row))
     if row.reason:
         console.print(row.reason)
 
@@ -96,15 +97,23 @@ def _peak(row: PlanEstimate) -> str:
 
 
 def _device_line(row: PlanEstimate) -> str:
+    """Allocated, what lies beside it, fragmentation (replayed where that was done, else bounded), and what is left."""
     device = row.device
+    least = None if row.pressed is None else row.pressed.least_bytes
     allocator = device.device_bound_bytes - device.peak_bytes - device.overhead_bytes
+    if least is None:
+        fragmentation = f"fragmentation may add up to {format_bytes(allocator)}"
+    else:
+        fragmentation = (
+            f"with the fragmentation of a replay it lives with {format_bytes(least + device.overhead_bytes)}"
+        )
     room = ""
     if row.headroom_bytes is not None:
         room = f"; {format_bytes(abs(row.headroom_bytes))} {'left' if row.headroom_bytes >= 0 else 'short'}"
     return (
         f"Device: {format_bytes(device.peak_bytes)} allocated "
         f"+ {format_bytes(device.overhead_bytes)} context and communication "
-        f"= {format_bytes(device.device_bytes)}{room}; fragmentation may add up to {format_bytes(allocator)}."
+        f"= {format_bytes(device.device_bytes)}; {fragmentation}{room}."
     )
 
 

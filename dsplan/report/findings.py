@@ -126,7 +126,9 @@ def _summary(checked: Checked, shown: Sequence[Finding]) -> str:
     found = [_count(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
     files = f"{_count(checked.configurations, 'configuration')} in {_count(len(checked.paths), 'file')}"
     hidden = len(checked.findings) - len(shown)
-    words = ", ".join(found) or "nothing found"
+    # A gate that is given the wrong files passes: that has to be seen.
+    nothing = "nothing found" if checked.configurations else "nothing there to check"
+    words = ", ".join(found) or nothing
     return f"Checked {files}: {words}" + (f" ({hidden} not shown; see --severity)." if hidden else ".")
 
 

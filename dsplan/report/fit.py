@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dsplan import __version__
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
+from dsplan.report.console import print_table
 from dsplan.search.fit import Largest
 from dsplan.units import GIB, format_count
 
@@ -53,7 +54,7 @@ def print_fit(console: Console, what: str, model: ModelShape, cluster: Cluster, 
             f"{weight.host_bytes / GIB:.1f}",
             weight.moment if row.value else weight.why,
         )
-    console.print(table)
+    print_table(console, table)
     console.print("\nAt best: its tensors fit, and nothing is allowed for fragmentation. Sizes are of the first.")
 
 

@@ -16,6 +16,7 @@ from dsplan.estimate import PlanEstimate
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
+from dsplan.report.console import print_table
 from dsplan.report.table import WIDE
 from dsplan.strategies import standard_plans
 from dsplan.units import format_bytes
@@ -75,14 +76,14 @@ def print_improvement(console: Console, improvement: Improvement) -> None:
     else:
         console.print(f"{improvement.path}: nothing to improve.", style="bold")
     if count and wide:
-        console.print(changes_table(improvement.changes))
+        print_table(console, changes_table(improvement.changes))
     for change in () if wide else improvement.changes:
         known = change.device_before is not None
         costs = f" (GPU peak {_device(change)}, CPU {_host(change)})" if known else ""
         console.print(f"{change.key}: {_values(change)}{costs}")
         console.print(f"  {change.why}", style="dim")
     console.print()
-    console.print(memory_table(improvement, wide=wide))
+    print_table(console, memory_table(improvement, wide=wide))
     for note in improvement.notes:
         console.print(f"Note: {note}")
 

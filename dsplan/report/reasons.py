@@ -14,6 +14,7 @@ from dsplan.kernels import kernels_of
 from dsplan.ledger import DEVICE, PHASES
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
+from dsplan.report.console import print_table
 from dsplan.report.table import WIDE
 from dsplan.units import format_bytes
 from dsplan.walk import STEADY_STATE, walk
@@ -54,7 +55,7 @@ def print_reasons(console: Console, found: Sequence[Reason]) -> None:
     """Print one row a value, or two lines where columns would not fit; ``-`` where it has nothing to do with memory."""
     console.print("Why each value is what it is, and what it adds to or takes off the peak:", style="bold")
     if console.width >= WIDE:
-        console.print(reasons_table(found))
+        print_table(console, reasons_table(found))
         return
     for reason in found:
         costs = f"GPU peak {_cost(reason.device_bytes)}, CPU {_cost(reason.host_bytes)}"

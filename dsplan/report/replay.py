@@ -24,6 +24,7 @@ from dsplan.replay.verdicts import (
     SHOWN,
     Row,
 )
+from dsplan.report.console import print_table
 from dsplan.units import GIB, MIB
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def print_replay(console: Console, replay: Replay) -> None:
     for section in SECTIONS:
         found = [row for row in replay.rows if row.section == section]
         _title(console, _TITLES[section])
-        console.print(_rows_table(found))
+        print_table(console, _rows_table(found))
         if section in _REASONED:
             _print_reasons(console, found)
         if section == LEVELS:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dsplan import __version__
+from dsplan.report.console import print_table
 from dsplan.report.header import header_lines
 from dsplan.report.scatter import Dot, scatter
 from dsplan.search.result import Candidate, SearchResult
@@ -27,7 +28,7 @@ def print_search(console: Console, result: SearchResult, inferred: str | None = 
         for line in header_lines(result.model, result.winner.plan.workload, result.winner.cluster, inferred):
             console.print(line)
         console.print()
-        console.print(_table([result.winner, *result.runners_up], marked=True, wide=console.width >= WIDE))
+        print_table(console, _table([result.winner, *result.runners_up], marked=True, wide=console.width >= WIDE))
         console.print()
         console.print(_conclusion(result), style="bold")
         for line in _settings(result.winner):
@@ -36,7 +37,7 @@ def print_search(console: Console, result: SearchResult, inferred: str | None = 
         console.print("nothing fits; use more or larger devices, a shorter sequence or another model", style="bold")
     if len(result.front) > 1:
         console.print("\nMemory against speed: nothing else is both smaller and faster.\n")
-        console.print(_table(result.front, marked=False, wide=console.width >= WIDE))
+        print_table(console, _table(result.front, marked=False, wide=console.width >= WIDE))
     if result.rejected:
         console.print("\nWhy not:")
     for one in result.rejected:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dsplan.estimate import BY_DRY_RUN, DOES_NOT_FIT, FITS, TIGHT, DeviceEstimate, Estimate, PlanEstimate
 from dsplan.ledger import DEVICE
+from dsplan.report.console import print_table
 from dsplan.report.header import filled_lines, header_lines
 from dsplan.units import GIB, format_bytes
 
@@ -29,12 +30,12 @@ def print_estimate(
     for line in filled_lines(ds_config) if ds_config is not None else ():
         console.print(line)
     console.print()
-    console.print(comparison_table(estimate, wide=console.width >= WIDE))
+    print_table(console, comparison_table(estimate, wide=console.width >= WIDE))
     console.print()
-    console.print("Sizes in GiB. GPU peak: allocated on the worst rank; 1st: in the first step only. CPU: per node.")
+    console.print(_legend(estimate))
     if estimate.cluster.accelerator is None:
         console.print()
-        console.print(cards_table(estimate))
+        print_table(console, cards_table(estimate))
         console.print()
     console.print(_conclusion(estimate), style="bold")
     for row in estimate.plans:
@@ -43,11 +44,27 @@ def print_estimate(
                 console.print(line)
 
 
+def _legend(estimate: Estimate) -> str:
+    """What the columns are."""
+    said = ["Sizes in GiB. GPU peak: allocated on the worst rank; 1st: in the first step only. CPU: per node."]
+    if estimate.cluster.accelerator is None or len(estimate.plans) == 1:
+        return said[0]
+    if _laddered(estimate):
+        said.append("max batch, max seq: the largest of each that fits, by replays of the allocator.")
+    else:
+        said.append("left: on the GPU. max batch: about, by a bound on fragmentation; --ladder replays it.")
+    return " ".join(said)
+
+
+def _laddered(estimate: Estimate) -> bool:
+    return any(row.max_sequence_length is not None for row in estimate.plans)
+
+
 def verdict_lines(row: PlanEstimate) -> list[str]:
     """What the verdict of one plan rests on, and what would help it."""
     pressed, device, lines = row.pressed, row.device, []
     if row.judged_by == BY_DRY_RUN:
-        lines.append("Judged by a dry run of the real engine, with the device's memory.")
+        lines.append(f"{row.plan.name} was judged by a dry run of the real engine, with the device's memory.")
     if pressed is not None and pressed.reserved_bytes is not None and pressed.reserved_bound_bytes is not None:
         shown = pressed.reserved_bytes + device.overhead_bytes
         lines.append(
@@ -60,7 +77,12 @@ def verdict_lines(row: PlanEstimate) -> list[str]:
             f"{format_bytes(pressed.offered_bytes)}."
         )
     if row.max_sequence_length is not None:
-        lines.append(f"Longest sequence that fits: {row.max_sequence_length} tokens.")
+        size, length = row.max_micro_batch_size, row.max_sequence_length
+        lines.append(
+            f"By replays, micro batch {size} is the largest that fits, and {length} tokens the longest sequence with "
+            f"micro batch {row.plan.workload.micro_batch_size}."
+        )
+    lines.append(_on_host(row))
     if row.verdict == DOES_NOT_FIT and row.terms:
         largest = [term for term in row.terms if term.place == DEVICE][:3]
         names = ", ".join(f"{term.name} {format_bytes(term.size_bytes)}" for term in largest)
@@ -68,6 +90,14 @@ def verdict_lines(row: PlanEstimate) -> list[str]:
     for remedy in row.remedies:
         lines.append(f"  {remedy.change}: needs {format_bytes(remedy.saved_bytes)} less, {_ends(remedy.verdict)}")
     return lines
+
+
+def _on_host(row: PlanEstimate) -> str:
+    """The node's memory, the processes of its ranks and all."""
+    host = row.host
+    most = host.bound_bytes_per_node
+    bound = f", at most {format_bytes(most)}" if most > host.bytes_per_node else ""
+    return f"CPU memory of a node with its ranks' processes: {format_bytes(host.bytes_per_node)}{bound}."
 
 
 def _ends(verdict: str) -> str:
@@ -79,6 +109,7 @@ def comparison_table(estimate: Estimate, *, wide: bool) -> Table:
     from rich.table import Table
 
     known = estimate.cluster.accelerator is not None
+    laddered = known and len(estimate.plans) > 1 and _laddered(estimate)
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="bold")
     table.add_column("\n  strategy", no_wrap=True)
     table.add_column("GPU\npeak", justify="right", no_wrap=True)
@@ -90,6 +121,8 @@ def comparison_table(estimate: Estimate, *, wide: bool) -> Table:
     if known:
         table.add_column("fits?\n(left)", no_wrap=True)
         table.add_column("max\nbatch", justify="right", no_wrap=True)
+        if laddered:
+            table.add_column("max\nseq", justify="right", no_wrap=True)
     else:
         table.add_column("fits on", no_wrap=True)
     for row in estimate.plans:
@@ -101,6 +134,7 @@ def comparison_table(estimate: Estimate, *, wide: bool) -> Table:
             *([row.device.peak_moment] if wide else []),
             *_host(row, estimate.cluster.gpus_per_node),
             *([_fits(row), _batch(row)] if known else [_smallest_card(row)]),
+            *([_count(row.max_sequence_length)] if laddered else []),
         ]
         table.add_row(*cells, style="bold green" if recommended else "dim" if row.verdict == DOES_NOT_FIT else None)
     return table
@@ -147,7 +181,13 @@ def _fits(row: PlanEstimate) -> str:
 
 
 def _batch(row: PlanEstimate) -> str:
-    return "?" if row.max_micro_batch_size is None else str(row.max_micro_batch_size)
+    """The largest micro batch; ~ where nothing but the closed bound says so."""
+    found = _count(row.max_micro_batch_size)
+    return f"~{found}" if row.max_micro_batch_size and row.max_sequence_length is None else found
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else str(number)
 
 
 def _smallest_card(row: PlanEstimate) -> str:

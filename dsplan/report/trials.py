@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsplan import __version__
 from dsplan.records import require_valid
+from dsplan.report.console import print_table
 from dsplan.search.result import SearchResult
 from dsplan.search.trials import Tried, reached
 from dsplan.units import GIB
@@ -83,7 +84,7 @@ def print_trials(console: Console, result: SearchResult, found: Sequence[Tried])
             f"{one.trial.peak_bytes / GIB:.2f}",
             "" if peak is None else f"{peak / GIB:.2f}",
         )
-    console.print(table)
+    print_table(console, table)
     for one in found:
         if one.outcome.message:
             console.print(f"  {one.trial.plan.name}: {one.outcome.message}", markup=False)

@@ -6,6 +6,7 @@ asks hundreds of times. The bound is what runs under a memory cap have needed (`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsplan.estimate import overhead_of
@@ -57,13 +58,10 @@ def weigh(model: ModelShape, plan: Plan, cluster: Cluster) -> Weight:
     accelerator = cluster.accelerator
     assert accelerator is not None
     result = _walk(model, plan, cluster)
-    highest = max(result.steps, key=_peak)
+    peak, at = _highest(result.steps)
     overhead = overhead_of(model, plan, accelerator, cluster.world_size, result.pinned_bytes)
     host = cluster.gpus_per_node * (PROCESS_HOST_BYTES + result.host_bytes)
-    phase = highest.peak_phase
-    peak = highest.phases[phase]
-    moment = f"{phase}, {peak.peak_moment}"
-    return _judged(cluster, (highest.name, phase, peak.peak_bytes), overhead, host, moment)
+    return _judged(cluster, peak, overhead, host, f"{peak[1]}, {at}")
 
 
 def _judged(cluster: Cluster, peak: tuple[str, str, int], overhead: int, host: int, moment: str) -> Weight:
@@ -107,5 +105,11 @@ def _walk(model: ModelShape, plan: Plan, cluster: Cluster, target: tuple[str, st
     return walk(model, plan, ranks, kernels_of(accelerator), capacity_bytes=capacity, target=target)
 
 
-def _peak(step: StepMemory) -> int:
-    return step.peak_bytes
+def _highest(steps: Sequence[StepMemory]) -> tuple[tuple[str, str, int], str]:
+    """The step, phase and bytes of the highest peak, the first of several, and its moment."""
+    found, at = ("", "", -1), ""
+    for step in steps:
+        for phase, memory in step.phases.items():
+            if memory.peak_bytes > found[2]:
+                found, at = (step.name, phase, memory.peak_bytes), memory.peak_moment
+    return found, at

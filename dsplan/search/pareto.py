@@ -19,6 +19,14 @@ def front(candidates: Iterable[Candidate]) -> list[Candidate]:
     return kept
 
 
+def spread(kept: list[Candidate], most: int) -> list[Candidate]:
+    """At most ``most`` of a front, both ends with it."""
+    if len(kept) <= most:
+        return kept
+    last = len(kept) - 1
+    return [kept[round(index * last / (most - 1))] for index in range(most)]
+
+
 def _smallest_first(candidate: Candidate) -> tuple[int, float, str]:
     if candidate.device_bytes is None:
         raise ValueError(f"{candidate.plan.name}: its memory is not known")

@@ -17,12 +17,20 @@ from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.search.closely import lives, reconsidered
 from dsplan.search.memory import Weight, largest_terms, weigh
-from dsplan.search.pareto import front
+from dsplan.search.pareto import front, spread
 from dsplan.search.result import OBJECTIVES, Candidate, Rejected, SearchResult, WhatIf
-from dsplan.search.space import accumulations, check_global_batch, micro_batches, variations, with_batch
-from dsplan.timing.profile import Profile
+from dsplan.search.space import (
+    accumulations,
+    check_global_batch,
+    fewer_devices,
+    micro_batches,
+    variations,
+    with_batch,
+)
+from dsplan.timing.profile import NoDriveError, Profile
 from dsplan.timing.rates import Machine, machine
-from dsplan.timing.step_time import step_time
+from dsplan.timing.step_time import StepTimer
+from dsplan.units import format_bytes
 
 #: Faster variations of a strategy that are walked, at most; and what "faster" is worth a walk.
 _WALKED, _WORTH = 3, 1.002
@@ -77,13 +85,18 @@ def search(
     accelerator = cluster.accelerator
     if accelerator is None or accelerator.memory_bytes is None:
         raise InputError("accelerator: a search needs a device with memory of its own; name one with --gpu")
+    if headroom_bytes >= accelerator.memory_bytes:
+        raise InputError(
+            f"headroom: {format_bytes(headroom_bytes)} is not allowed; it must be less than the "
+            f"{format_bytes(accelerator.memory_bytes)} of {accelerator.name}"
+        )
     if headroom_bytes:
         smaller = replace(accelerator, memory_bytes=accelerator.memory_bytes - headroom_bytes)
         cluster = replace(cluster, accelerator=smaller)
     check_global_batch(global_batch_size, cluster)
     of = machine(accelerator, profile)
     one = _Search(model, tuple(plans), of, global_batch_size, sizes, vary)
-    fewer = _fewer(cluster) if objective == "cost" and global_batch_size is None else ()
+    fewer = fewer_devices(cluster) if objective == "cost" and global_batch_size is None else ()
     found = one.on(cluster, on_progress)
     if objective != "headroom":
         one.reconsider(found, cluster, 1.0 if closely else _WORTH_A_REPLAY)
@@ -124,18 +137,6 @@ def _rank(candidate: Candidate, objective: str) -> tuple[float, float, str]:
     return first, -candidate.tokens_per_s, candidate.plan.name
 
 
-def _fewer(cluster: Cluster) -> tuple[Cluster, ...]:
-    """The cluster with fewer nodes, or a single node with fewer devices: halves."""
-    found, devices, nodes = [], cluster.gpus_per_node, cluster.num_nodes
-    while nodes > 1:
-        nodes //= 2
-        found.append(replace(cluster, num_nodes=nodes))
-    while devices > 1:
-        devices //= 2
-        found.append(replace(cluster, num_nodes=1, gpus_per_node=devices))
-    return tuple(found)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Strategy:
     """One strategy on one cluster: its memory with the smallest micro batch, and with the largest that fits."""
@@ -169,6 +170,9 @@ class _Search:
         self.sizes = micro_batches(sizes)
         self.num_candidates = 0
         self._weights: dict[tuple[Plan, Cluster], Weight] = {}
+        self._timers: dict[Cluster, StepTimer] = {}
+        #: Why a strategy has no times, by its name.
+        self.untimed: dict[str, str] = {}
 
     def on(self, cluster: Cluster, on_progress: Callable[[int, int], None] | None = None) -> _Found:
         """All candidates on ``cluster`` that fit."""
@@ -217,13 +221,21 @@ class _Search:
         return self._weights[key]
 
     def timed(self, plan: Plan, size: int, cluster: Cluster) -> Candidate | None:
-        """The candidate with this micro batch; None when the global batch is no multiple of it."""
+        """The candidate with this micro batch; None when the global batch is no multiple of it, or it has no times."""
         steps = self.steps(plan, size, cluster)
         if steps is None:
             return None
         self.num_candidates += 1
         tried = with_batch(plan, size, steps)
-        return Candidate(plan=tried, cluster=cluster, time=step_time(self.model, tried, cluster, self.of))
+        timer = self._timers.get(cluster)
+        if timer is None:
+            timer = self._timers[cluster] = StepTimer(self.model, cluster, self.of)
+        try:
+            time = timer.of(tried)
+        except NoDriveError as error:
+            self.untimed[plan.name] = str(error)
+            return None
+        return Candidate(plan=tried, cluster=cluster, time=time)
 
     def faster(self, plan: Plan, known: list[Candidate], cluster: Cluster) -> list[Candidate]:
         """Variations of ``plan`` that are faster than ``known`` and fit."""
@@ -304,7 +316,7 @@ class _Search:
             return replace(candidate, device_bytes=round(low + share * (high - low)))
 
         kept = front([with_guess(candidate) for candidate in found.candidates])
-        exact = [_with(one, self.weigh(one.plan, one.cluster)) for one in _spread(kept)]
+        exact = [_with(one, self.weigh(one.plan, one.cluster)) for one in spread(kept, _FRONT)]
         return tuple(front(exact))
 
     def rejected(
@@ -318,7 +330,7 @@ class _Search:
             if ordered and ordered[0].plan.name == name:
                 continue
             if name not in best:
-                why = strategy.smallest.why or "no micro batch makes up the global batch"
+                why = strategy.smallest.why or self.untimed.get(name) or "no micro batch makes up the global batch"
                 terms = self._terms(strategy, cluster) if strategy.smallest.why else ()
                 found.append(Rejected(strategy=name, fits=False, why=why, terms=terms))
                 continue
@@ -386,11 +398,3 @@ def _reach(sizes: Sequence[int], second: int, first: Weight, other: Weight) -> i
     if slope <= 0:
         return len(sizes)
     return sum(size - sizes[0] <= room / slope for size in sizes)
-
-
-def _spread(kept: list[Candidate]) -> list[Candidate]:
-    """At most :data:`_FRONT` of a front, both ends with it."""
-    if len(kept) <= _FRONT:
-        return kept
-    last = len(kept) - 1
-    return [kept[round(index * last / (_FRONT - 1))] for index in range(_FRONT)]

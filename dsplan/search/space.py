@@ -94,3 +94,15 @@ def with_batch(plan: Plan, micro_batch_size: int, steps: int) -> Plan:
     """``plan`` with these batch sizes."""
     workload = replace(plan.workload, micro_batch_size=micro_batch_size, gradient_accumulation_steps=steps)
     return replace(plan, workload=workload)
+
+
+def fewer_devices(cluster: Cluster) -> tuple[Cluster, ...]:
+    """The cluster with fewer nodes, or a single node with fewer devices: halves."""
+    found, devices, nodes = [], cluster.gpus_per_node, cluster.num_nodes
+    while nodes > 1:
+        nodes //= 2
+        found.append(replace(cluster, num_nodes=nodes))
+    while devices > 1:
+        devices //= 2
+        found.append(replace(cluster, num_nodes=1, gpus_per_node=devices))
+    return tuple(found)

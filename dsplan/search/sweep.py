@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -12,14 +12,15 @@ from dsplan.hardware import Accelerator, Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.search.memory import Weight, weigh
-from dsplan.timing.profile import Profile
+from dsplan.timing.profile import NoDriveError, Profile
 from dsplan.timing.rates import Machine, machine
-from dsplan.timing.step_time import StepTime, step_time
+from dsplan.timing.step_time import StepTime, StepTimer
+from dsplan.zero import ZeroConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One plan of a sweep; ``time`` is None for a device without known rates."""
+    """One plan of a sweep; ``time`` is None for a device without known rates, and for a drive that has none."""
 
     plan: Plan
     cluster: Cluster
@@ -63,20 +64,37 @@ def sweep(
             raise InputError(f"accelerator: {device.name} has no memory of its own; it cannot be swept")
     machines = {device.name: _machine(device, profile) if timed else None for device in accelerators}
     batches = list(product(sequence_lengths, micro_batch_sizes, plans))
-    batched = [_with_batch(plan, length, size) for length, size, plan in batches]
     done, total = 0, len(accelerators) * len(gpus) * len(batches)
+    tried_on = {count: list(_tuned(batches, model, replace(cluster, gpus_per_node=count))) for count in gpus}
     for device, count in product(accelerators, gpus):
         on = replace(cluster, accelerator=device, gpus_per_node=count)
         of = machines[device.name]
-        zeros = {id(plan): tuned(plan.zero, model, world_size=on.world_size) for plan in plans}
-        for (_, _, plan), asked in zip(batches, batched, strict=True):
-            zero = zeros[id(plan)]
-            tried = asked if zero == asked.zero else replace(asked, zero=zero)
-            time = None if of is None else step_time(model, tried, on, of)
-            yield Point(plan=tried, cluster=on, weight=weigh(model, tried, on), time=time)
+        timer = None if of is None else StepTimer(model, on, of)
+        for tried in tried_on[count]:
+            yield Point(plan=tried, cluster=on, weight=weigh(model, tried, on), time=_time(timer, tried))
             done += 1
             if on_progress is not None:
                 on_progress(done, total)
+
+
+def _time(timer: StepTimer | None, plan: Plan) -> StepTime | None:
+    if timer is None:
+        return None
+    try:
+        return timer.of(plan)
+    except NoDriveError:  # its memory is known all the same
+        return None
+
+
+def _tuned(batches: Iterable[tuple[int, int, Plan]], model: ModelShape, on: Cluster) -> Iterator[Plan]:
+    """Each plan with its sequence and micro batch, and with buckets for the ranks."""
+    zeros: dict[int, ZeroConfig] = {}
+    for length, size, plan in batches:
+        zero = zeros.get(id(plan))
+        if zero is None:
+            zero = zeros[id(plan)] = tuned(plan.zero, model, world_size=on.world_size)
+        tried = _with_batch(plan, length, size)
+        yield tried if zero == tried.zero else replace(tried, zero=zero)
 
 
 def _with_batch(plan: Plan, sequence_length: int, micro_batch_size: int) -> Plan:

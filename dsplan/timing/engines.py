@@ -15,11 +15,12 @@ gathered at stage 3 and takes no other part. Read from DeepSpeed 0.19.8:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
+from dsplan.timing import muon
 from dsplan.timing.collectives import collective
 from dsplan.timing.profile import Profile
 from dsplan.timing.rates import Machine
@@ -29,6 +30,8 @@ _STAGE_0_BUCKET = 500_000_000
 #: torch's DistributedDataParallel, bucket_cap_mb.
 _DDP_BUCKET_BYTES = 25 * 2**20
 _LAST_STAGE = 3
+#: Tensors that an optimizer reads and writes of an element in fp32.
+_TENSORS = {"adamw": 7, "adam": 7, "lion": 5, "adagrad": 5, "sgd": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +99,10 @@ class Work:
 def work_of(model: ModelShape, plan: Plan, cluster: Cluster, machine: Machine) -> Work:
     """The engine's work of one step, apart from the model's kernels; the same for every micro batch size."""
     key = (
-        "work",
-        machine.host_threads,
-        cluster.gpus_per_node,
-        model,
-        plan.zero,
-        plan.ddp,
-        plan.workload.precision,
-        plan.workload.optimizer,
-        cluster.world_size,
+        *("work", machine.host_threads, machine.links, model, plan.zero, plan.ddp, plan.gradient_clipping),
+        *(plan.workload.precision, plan.workload.optimizer, cluster.gpus_per_node, cluster.num_nodes),
     )
-    return machine.profile.once((*key, cluster.num_nodes), partial(_work_of, model, plan, cluster, machine))
+    return machine.profile.once(key, partial(_work_of, model, plan, cluster, machine))
 
 
 def _work_of(model: ModelShape, plan: Plan, cluster: Cluster, machine: Machine) -> Work:
@@ -141,8 +137,22 @@ class _Engine:
 
     def update(self, elements: float) -> float:
         """The optimizer over fp32 elements; others than Adam by the tensors they read and write, of Adam's seven."""
-        tensors = {"adamw": 7, "adam": 7, "lion": 5, "adagrad": 5, "sgd": 3}
-        return self.profile.update(elements) * tensors[self.plan.workload.optimizer] / 7
+        return self.profile.update(elements) * self.tensors / 7
+
+    @cached_property
+    def tensors(self) -> float:
+        """What the optimizer reads and writes of an element; of Muon the mean of its matrices and of Adam's rest."""
+        optimizer = self.plan.workload.optimizer
+        if optimizer == "muon":
+            share = muon.muon_elements(self.model) / self.psi
+            return share * muon.TENSORS + (1 - share) * _TENSORS["adam"]
+        return _TENSORS[optimizer]
+
+    def orthogonal(self) -> float:
+        """Seconds in which the device makes Muon's matrices orthogonal; of other optimizers none."""
+        if self.plan.workload.optimizer != "muon":
+            return 0.0
+        return muon.orthogonalisation(self.profile, self.model, self.plan, self.ranks)
 
     def fp32_update(self, elements: float) -> float:
         """Clipping and optimizer; in 16 bits also the casts of gradients and parameters."""
@@ -160,7 +170,7 @@ class _Engine:
         return Work(
             reduce_s=self.send("all_reduce", self.psi, _STAGE_0_BUCKET) + copies,
             norm_s=self.kernel("norm", self.psi) + flat,
-            update_s=self.fp32_update(self.psi),
+            update_s=self.fp32_update(self.psi) + self.orthogonal(),
         )
 
     def ddp(self) -> Work:
@@ -206,7 +216,7 @@ class _Engine:
                 reduces_every_micro_batch=every,
                 gradient_kernels_s=into_bucket,
                 norm_s=self.judged(self.own),
-                update_s=self.fp32_update(self.own) + self.kernel("copy", self.own),
+                update_s=self.fp32_update(self.own) + self.kernel("copy", self.own) + self.orthogonal(),
                 gather_update_s=gather,
             )
         host, back = self.on_the_host()
@@ -221,6 +231,7 @@ class _Engine:
             host_save_s=self.profile.copy("to_host", self.e * self.own, pinned=pinned),
             host_restore_s=self.profile.copy("to_device", self.e * self.own, pinned=pinned),
             norm_s=self.judged(self.own),
+            update_s=self.orthogonal(),
             host_update_s=host,
             copy_back_s=back,
             gather_update_s=gather,
@@ -264,7 +275,12 @@ class _Engine:
             overlaps=zero.overlaps_communication,
             gather_forward_s=gather,
             gather_backward_s=gather,
-            reduce_s=self.send("reduce_scatter", self.psi, zero.reduce_bucket_size),
+            # __avg_scatter_contiguous_grads; with Muon there is no other way
+            reduce_s=self.send(
+                "reduce_scatter" if zero.reduce_scatter or not zero.contiguous_gradients else "all_reduce",
+                self.psi,
+                zero.reduce_bucket_size,
+            ),
             reduces_every_micro_batch=True,
             gradient_kernels_s=into_bucket,
             norm_s=self.judged(self.own),
@@ -272,7 +288,8 @@ class _Engine:
         )
         if not zero.offloads_optimizer:
             tile = min(zero.sub_group_size, self.own)
-            return replace(work, update_s=self.own / tile * (self.fp32_update(tile) + self.kernel("copy", tile)))
+            update = self.own / tile * (self.fp32_update(tile) + self.kernel("copy", tile))
+            return replace(work, update_s=update + self.orthogonal())
         host, back = self.on_the_host()
         if zero.offload_optimizer.device == "nvme":
             read, write = self.profile.drive
@@ -286,6 +303,6 @@ class _Engine:
             host_restore_s=self.profile.copy("to_device", self.e * self.own, pinned=pinned),
             always_saves=True,
             host_update_s=share * host,
-            update_s=(1 - share) * self.fp32_update(self.own) if share < 1 else 0.0,
+            update_s=((1 - share) * self.fp32_update(self.own) if share < 1 else 0.0) + self.orthogonal(),
             copy_back_s=share * back,
         )

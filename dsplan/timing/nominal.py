@@ -1,6 +1,7 @@
 """A profile without a measurement: data sheets, and the shares of them that others have measured.
 
-Every figure is in ``catalog/rates.json`` with its source. A measured profile (``python -m runner.calibrate``) says
+Every figure is in ``catalog/rates.json`` with its source, but for the host's time to ask for a block, of which there is
+no data sheet: that is of a profile that ships. A measured profile (``python -m runner.calibrate``) says
 more: how products of odd widths, small kernels and the host of the very machine do.
 """
 
@@ -13,6 +14,7 @@ from itertools import product
 from typing import Any
 
 from dsplan.timing.profile import Profile
+from dsplan.timing.profiles import shipped
 
 #: Bytes that an operator reads and writes for each element of its input, in elements; and bytes beside them.
 _TRAFFIC: dict[str, tuple[float, float]] = {
@@ -27,8 +29,9 @@ _TRAFFIC: dict[str, tuple[float, float]] = {
 _ADAM_BYTES = 28
 _BYTES = {"bf16": 2, "fp32": 4}
 _SIZES = tuple(2**power for power in range(12, 32, 2))
-_STRATEGIES = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-offload-param")
-_LAST_STAGE = 3
+#: The shipped profile whose host stands for those that nobody has measured: the seconds of DeepSpeed's Python code, of
+#: hooks and launches, which the device has no part in.
+_HOST = "h200"
 
 
 @cache
@@ -132,44 +135,13 @@ def _document(rates: dict[str, Any]) -> dict[str, Any]:
                 "write_bytes_per_s": achieved["drive_write_bytes_per_s"],
             }
         ],
-        "engine": list(_engine()),
+        "engine": _engine(),
     }
 
 
 def _engine() -> list[dict[str, Any]]:
-    """Rows as a calibration has them, from whole steps of records: a third of a block's time is its forward pass.
-
-    What does not grow with depth is the step's. Checkpointing below stage 3, of which there is no record that the host
-    sets the pace of, adds a block's forward pass to its backward pass.
-    """
-    rows = catalogue()["host"]["rows"]
-    found = []
-    for strategy, recomputes in product(_STRATEGIES, (False, True)):
-        stage = _LAST_STAGE if strategy.startswith("zero3") else 2
-        plain = sorted((row["num_layers"], row["seconds"]) for row in rows if _is(row, stage, recomputes=False))
-        own = sorted((row["num_layers"], row["seconds"]) for row in rows if _is(row, stage, recomputes=recomputes))
-        block, rest = _line(own or plain)
-        forward, _ = _line(plain)
-        again = forward / 3 if recomputes and not own else 0.0
-        for depth in (2, 64):
-            found.append(
-                {
-                    **{"strategy": strategy, "checkpointing": "torch" if recomputes else "none", "world_size": 1},
-                    **{"attention": "sdpa", "activation": "gelu", "num_layers": depth},
-                    "forward_s": depth * forward / 3,
-                    "backward_s": depth * (block - forward / 3 + again),
-                    "step_s": max(rest, 0.0),
-                }
-            )
-    return found
-
-
-def _is(row: dict[str, Any], stage: int, *, recomputes: bool) -> bool:
-    return bool(row["stage"] == stage and (row["checkpointing"] != "none") == recomputes)
-
-
-def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
-    """Slope and value at depth 0 of the line through the first and the last point."""
-    (first, low), (last, high) = points[0], points[-1]
-    slope = (high - low) / (last - first)
-    return slope, low - slope * first
+    """What asking costs the host, by strategy and depth, which no data sheet says: of a shipped calibration."""
+    measured = shipped(_HOST)
+    assert measured is not None
+    rows: list[dict[str, Any]] = measured.document["engine"]
+    return rows

@@ -18,6 +18,10 @@ _T = TypeVar("_T")
 _ALIGNED = 8
 
 
+class NoDriveError(InputError):
+    """A strategy reads or writes a drive, and the profile has none."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Profile:
     """Times of a machine's parts, in seconds.
@@ -173,9 +177,16 @@ class Profile:
 
     @property
     def drive(self) -> tuple[float, float]:
-        """Bytes per second of reading and writing the NVMe drive; InputError where none was measured."""
+        """Bytes per second of reading and writing the NVMe drive.
+
+        Raises:
+            NoDriveError: none was measured.
+        """
         if not self.document["drive"]:
-            raise InputError(f"profile {self.name}: no drive was measured; calibrate with --nvme-path")
+            raise NoDriveError(
+                f"profile {self.name}: no drive was measured; measure one with dsplan verify --calibrate --nvme-path, "
+                "or take data sheets with --profile nominal"
+            )
         row = self.document["drive"][0]
         return float(row["read_bytes_per_s"]), float(row["write_bytes_per_s"])
 

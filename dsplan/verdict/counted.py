@@ -14,7 +14,7 @@ from dataclasses import replace
 from dsplan.allocator import Block, CachingAllocator
 from dsplan.engine import candidate_ranks
 from dsplan.engine.trained import trained_part
-from dsplan.kernels import UNSPLIT_BYTES, Kernels
+from dsplan.kernels import Kernels
 from dsplan.ledger import DEVICE, MemoryTerm, PhaseMemory, StepMemory
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
@@ -24,9 +24,11 @@ from dsplan.verdict.trace import trace
 from dsplan.walk import WalkResult
 
 #: A peak of less than this is replayed wherever it is asked for, of a model with at most so many layers: a replay takes
-#: 0.5 to 1.5 ms a layer and rank.
+#: 2 to 5 ms a layer, rank and micro batch.
 SMALL_BYTES = GIB
 SMALL_LAYERS = 6
+#: Steps that are replayed, as many as ``verify`` takes: which blocks a step finds free depends on the one before.
+STEPS = 4
 
 
 def counted(
@@ -46,7 +48,7 @@ def counted(
         walked: of the same plan and ranks, by :func:`dsplan.walk.walk`.
         rank: the one that was walked; None: all that can be the worst, of each phase the worst of them.
         capacity_bytes: as for :func:`dsplan.walk.walk`.
-        however_large: replay large models too: 0.1 to 0.4 s for one of 96 layers.
+        however_large: replay large models too: 0.2 to 0.4 s for one of 96 layers and a micro batch.
 
     Returns:
         The same ``walked`` where nothing is replayed, or the device has no such allocator.
@@ -64,7 +66,7 @@ def counted(
             kernels,
             rank=one,
             capacity_bytes=capacity_bytes,
-            num_steps=len(walked.steps) - 1,
+            num_steps=STEPS,
         )
         for key, phase in _phases(traced).items():
             other = found.setdefault(key, phase)
@@ -96,36 +98,29 @@ def unsplit(size_bytes: int) -> MemoryTerm:
 def _phases(traced: Trace) -> dict[tuple[str, str], PhaseMemory]:
     """Peak of each step and phase, and the level at its end; a phase that comes again has the highest and the last.
 
-    Only what goes to the pool of large blocks is replayed. From that of small ones every remainder is split off
-    (should_split), so there a tensor counts as it is asked for.
+    Small tensors are replayed too, although every remainder in their pool is split off (should_split): their segments
+    of 2 MiB lie between those of large tensors, and of two free blocks of one size the lower address goes first.
     """
     allocator = CachingAllocator()
-    blocks: list[Block | int] = [0] * len(traced.operations)
+    blocks: list[Block | None] = [None] * len(traced.operations)
+    allocate, free = allocator.allocate, allocator.free
     found: dict[tuple[str, str], PhaseMemory] = {}
-    small = 0
     for phase, moment, begin, end in _stretches(traced):
         memory = found.setdefault(phase, PhaseMemory())
-        peak = small + allocator.allocated_bytes
-        for number in range(begin, end):
-            size, other = traced.operations[number]
+        allocator.reset_peaks()
+        for number, (size, other) in enumerate(traced.operations[begin:end], start=begin):
             if size == RELEASE:
                 block = blocks[other]
-                if isinstance(block, int):
-                    small -= block
-                else:
-                    allocator.free(block)
+                assert block is not None, "released before it was asked for"
+                free(block)
             elif size == EMPTY_CACHE:
                 allocator.empty_cache()
             else:
-                if size > UNSPLIT_BYTES:
-                    blocks[number] = allocator.allocate(size, other)
-                else:
-                    blocks[number] = size
-                    small += size
-                peak = max(peak, small + allocator.allocated_bytes)
+                blocks[number] = allocate(size, other)
+        peak = allocator.peak_allocated_bytes
         if peak >= memory.peak_bytes:
             memory.peak_bytes, memory.peak_moment = peak, moment
-        memory.level_bytes = small + allocator.allocated_bytes
+        memory.level_bytes = allocator.allocated_bytes
     return found
 
 

@@ -24,6 +24,7 @@ class Expanded(Ledger):
 
     def __init__(self, kernels: Kernels) -> None:
         self._norms: tuple[int, ...] = ()
+        self._norms_in_fp32: tuple[int, ...] = ()
         self._updated: dict[int, tuple[int, ...]] = {}
         self._hooked: tuple[int, ...] = ()
         self._hooked_later: tuple[int, ...] = ()
@@ -39,7 +40,9 @@ class Expanded(Ledger):
             if not engine.offload_param:
                 self._hooked = tuple(engine.e * round_up(numel, engine.run.world_size) for numel in engine.sizes)
         elif isinstance(engine, Stage12):
-            self._norms = tuple(8 * size for size in engine.partition.slices)
+            self._norms = tuple(8 * size for part in engine.groups for size in part.slices)
+        elif isinstance(engine, Stage0Unfused):
+            self._norms_in_fp32 = tuple(4 * size for size in engine.sizes)
 
     def before(self, term: Term, size: int) -> bool:
         """What comes before a tensor that the walk takes; True: the tensor is one of a check that is taken apart."""
@@ -53,6 +56,12 @@ class Expanded(Ledger):
                 self.temporary(term, each)
             self._hooked_later = sizes[place + 1 :]
         return False
+
+    def before_many(self, term: Term) -> None:
+        """What comes before several tensors: their norms before fp32 copies of the gradients (get_weight_norm)."""
+        if term is buffers.STEP_GRADIENT_LIST:
+            for each in self._norms_in_fp32:
+                super().temporary(term, each)
 
     def ignores(self, term: Term) -> bool:
         """Whether the walk's tensor is left to :meth:`temporary`."""
@@ -95,6 +104,10 @@ def _updated(engine: Engine) -> dict[int, tuple[int, ...]]:
         partial = plan.zero.offloads_optimizer
         optimizer = backup_optimizer() if partial else device_optimizer(plan)
         tensors = [(4 * sum(engine.parts[index] for index in group),) for group in engine.sub_groups]
+    elif isinstance(engine, Stage12):
+        if plan.zero.offloads_optimizer:
+            return {}
+        optimizer, tensors = device_optimizer(plan), [(4 * part.size,) for part in engine.groups]
     elif isinstance(engine, Stage0Plain | Stage0Unfused):
         optimizer, tensors = device_optimizer(plan), [engine.bytes_each(4)]
     else:

@@ -20,10 +20,11 @@ from dsplan.engine.leaves import LeafCoordinator
 from dsplan.engine.secondary import SecondaryCoordinator
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
+from dsplan.verdict.requests import Placed
 from dsplan.workload import Workload
 from dsplan.zero import OffloadOptimizer, ZeroConfig
 
-#: Bytes of the buffers that a hook takes (positive) and gives back (negative), in order.
+#: Bytes of the buffers that a hook takes (positive) and gives back (negative), in order; parameters' have their place.
 Changes = tuple[int, ...]
 
 
@@ -36,6 +37,8 @@ class _Listener(Coordinator):
         super().__init__(model, zero, world_size, element_bytes, kernels)
         self.calls: list[list[int]] = []
         self._forgetting: list[int] = []
+        self._coming: int | None = None  # the parameter whose storage comes
+        self._going: int | None = None
 
     def leftovers(self) -> Change:
         self.calls.append([])
@@ -54,7 +57,9 @@ class _Listener(Coordinator):
         return super().invalidate()
 
     def _forget(self, module: Module, position: int) -> None:
-        self._forgetting = [self.detached[parameter] for parameter in module.saved if parameter in self.detached]
+        self._forgetting = [
+            Placed.at(self.detached[parameter], parameter) for parameter in module.saved if parameter in self.detached
+        ]
         super()._forget(module, position)
         self._forgetting = []
 
@@ -62,8 +67,19 @@ class _Listener(Coordinator):
         if self._forgetting:  # several buffers go as one
             self.calls[-1] += [-each for each in self._forgetting]
         elif size:
-            self.calls[-1].append(size)
+            place = self._coming if size > 0 else self._going  # a secondary partition is nobody's
+            self.calls[-1].append(size if place is None else Placed.at(size, place))
         super()._change(size)
+
+    def _allocate_parameter(self, parameter: int, elements: int) -> None:
+        self._coming = parameter
+        super()._allocate_parameter(parameter, elements)
+        self._coming = None
+
+    def _release(self, parameter: int) -> None:
+        self._going = parameter
+        super()._release(parameter)
+        self._going = None
 
 
 class _SecondaryListener(_Listener, SecondaryCoordinator):

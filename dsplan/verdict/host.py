@@ -25,6 +25,13 @@ from dsplan.walk import Walk, WalkResult, capacity_of
 SMALLEST_SHARED_BYTES = 512 * MIB
 
 
+#: Measured on H200 after the formulas and the dry run agreed (docs/accuracy.md); why is not known yet.
+UNSURE_MUON = (
+    "Muon at stage 3 and with its optimizer on the CPU was measured to take more than is predicted (11 % of the device "
+    "in the step of gpt2-medium, 1.3 GiB of the host with gpt2): verify measures it"
+)
+
+
 #: Of a rank's memory: less than this may be counted although it is not there at that moment.
 LITTLE = 0.01
 
@@ -70,7 +77,14 @@ def host_estimate(
         kept_bytes=kept,
         locked_bytes=found.locked_bytes,
         disk_bytes_per_node=tuple((folder, ranks * size) for folder, size in found.files),
+        unbounded=UNSURE_MUON if is_unsure(plan) else "",
     )
+
+
+def is_unsure(plan: Plan) -> bool:
+    """Whether runs like it took more than was predicted, so that nothing is called ``fits``."""
+    zero = plan.zero
+    return plan.workload.optimizer == "muon" and (zero.offloads_optimizer or zero.stage == STAGE_BUILT_ON_DEVICE)
 
 
 def judge_host(host: HostEstimate, cluster: Cluster) -> HostVerdict:
@@ -88,6 +102,8 @@ def judge_host(host: HostEstimate, cluster: Cluster) -> HostVerdict:
             f"malloc may keep up to {format_bytes(host.kept_bytes)} of the model that each rank built, and the host "
             f"would be short by {short}; {REMEDY} in the environment gives it back",
         )
+    if host.unbounded:
+        return HostVerdict(TIGHT, host.unbounded)
     shared = None if limits is None else limits.shared_bytes
     if cluster.gpus_per_node > 1 and shared is not None and shared < SMALLEST_SHARED_BYTES:
         asked = format_bytes(SMALLEST_SHARED_BYTES)

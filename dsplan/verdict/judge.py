@@ -197,13 +197,18 @@ class Candidates:
         return found
 
 
-def lives(candidates: Candidates, peak_bytes: int, offered_bytes: int) -> bool:
-    """Whether a plan is called ``fits``: the question of the ladder, without the rest of :func:`press`."""
+def might_live(candidates: Candidates, peak_bytes: int, offered_bytes: int) -> bool:
+    """Whether a plan lives with the margin less, without which :func:`lives` does not hold: half of its replays."""
     if peak_bytes > offered_bytes:
         return False
-    if peak_bytes * PLENTY <= offered_bytes:
-        return True
-    return candidates.lives(offered_bytes - candidates.margin(offered_bytes)) and candidates.lives(offered_bytes)
+    return peak_bytes * PLENTY <= offered_bytes or candidates.lives(offered_bytes - candidates.margin(offered_bytes))
+
+
+def lives(candidates: Candidates, peak_bytes: int, offered_bytes: int) -> bool:
+    """Whether a plan is called ``fits``: the question of the ladder, without the rest of :func:`press`."""
+    if not might_live(candidates, peak_bytes, offered_bytes):
+        return False
+    return peak_bytes * PLENTY <= offered_bytes or candidates.lives(offered_bytes)
 
 
 def press(candidates: Candidates, peak_bytes: int, offered_bytes: int, *, closely: bool) -> Pressed:

@@ -2,11 +2,12 @@
 
 A walk's events say how many bytes of which term come and go. Where two tensors of one size live at once, it matters
 to an allocator which of them goes: the other one keeps its segment. The tape hands one and the same size object to a
-storage's beginning and end, so that object can tell.
+storage's beginning and end, so that object can tell; an engine multiplies a parameter's size, which knows its place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from itertools import count
 
@@ -37,6 +38,32 @@ class Release(int):
     """Minus the bytes of the storage ``number``."""
 
     number: int
+
+
+class Placed(int):
+    """Elements of a parameter, or bytes of a tensor that belongs to it, with its place among all of them."""
+
+    place: int
+
+    @classmethod
+    def of(cls, sizes: Iterable[int]) -> tuple[Placed, ...]:
+        """The ``sizes`` in their order."""
+        return tuple([cls.at(size, place) for place, size in enumerate(sizes)])
+
+    @classmethod
+    def at(cls, size: int, place: int) -> Placed:
+        """``size`` with a place."""
+        found = cls(size)
+        found.place = place
+        return found
+
+    def __mul__(self, width: int) -> Placed:
+        return self.at(int(self) * width, self.place)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Placed:
+        return self.at(-int(self), self.place)
 
 
 class Numbered(Kernels):

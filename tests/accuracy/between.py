@@ -19,27 +19,27 @@ from dsplan.units import MIB
 from dsplan.verify_device import measured_accelerator
 from tests.accuracy.records import host_of_node, measurements, resident_bytes
 from tests.early_release import BETWEEN, EARLIEST, LATEST, released, steady_steps
-from tests.record_plans import malloc_decides, plan_of
+from tests.record_plans import host_is_open, plan_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """One quantity of one record, in bytes; ``lowest`` and ``highest`` of what was measured."""
+    """One quantity of one record, in bytes; ``lowest`` and ``highest`` were measured, ``most`` None: no bound."""
 
     record: str
     quantity: str
     least: int
     lowest: int
     highest: int
-    most: int
+    most: int | None
 
 
 @cache
 def records() -> Mapping[str, Measurement]:
-    """By name, those of ``tests/data/between`` first, then others that offload and whose host memory malloc decided."""
+    """By name, those of ``tests/data/between`` first, then others that offload and whose host memory is open."""
     kept = {path.stem: _read(path) for path in sorted(BETWEEN.glob("*.json"))}
     offloaded = {name: found for name, found in measurements().items() if "offload" in name}
-    return kept | {name: found for name, found in offloaded.items() if malloc_decides(found, name)}
+    return kept | {name: found for name, found in offloaded.items() if host_is_open(found, name)}
 
 
 def _read(path: Path) -> Measurement:
@@ -47,10 +47,10 @@ def _read(path: Path) -> Measurement:
 
 
 def host_ranges() -> Iterator[Range]:
-    """Resident memory of all ranks: as expected, and with all that malloc may keep."""
+    """Resident memory of all ranks: as expected, and with all that malloc may keep; or without a bound."""
     for name, found in records().items():
         resident = resident_bytes(found)
-        if resident is None or not malloc_decides(found, name):
+        if resident is None or not host_is_open(found, name):
             continue
         model = shape_from_config(dict(found.configuration.model), where=name)
         host = host_of_node(found, model, plan_of(found, name), measured_accelerator(found.device))
@@ -60,7 +60,7 @@ def host_ranges() -> Iterator[Range]:
             least=host.bytes_per_node,
             lowest=resident,
             highest=resident,
-            most=host.bound_bytes_per_node,
+            most=None if host.unbounded else host.bound_bytes_per_node,
         )
 
 
@@ -91,6 +91,6 @@ def table() -> list[str]:
         measured = [f"{size / MIB:,.0f}" for size in sorted({found.lowest, found.highest})]
         lines.append(
             f"| {found.record} | {found.quantity} | {found.least / MIB:,.0f} | {' to '.join(measured)} "
-            f"| {found.most / MIB:,.0f} |"
+            f"| {'no bound' if found.most is None else f'{found.most / MIB:,.0f}'} |"
         )
     return lines

@@ -23,7 +23,7 @@ from dsplan.walk import STEADY_STATE
 from tests.dry_comparison import Value
 from tests.dry_records import as_measured, read_entries
 from tests.halves import half_of
-from tests.record_plans import malloc_decides, plan_of
+from tests.record_plans import host_is_open, plan_of
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "tests" / "data" / "measured"
@@ -36,7 +36,7 @@ class Compared:
 
     Attributes:
         peak_of_tensors: the peak, predicted without the replay that says which block a tensor gets.
-        host: memory of the node, all ranks together; None where it offloads and malloc decided it
+        host: memory of the node, all ranks together; None where it offloads and has no one number
             (:mod:`tests.accuracy.between`).
     """
 
@@ -147,7 +147,7 @@ def compare_record(name: str, measurement: Measurement) -> Compared | Refused:
             comparison=compare(measurement, prediction, tolerance_percent=TOLERANCE_PERCENT),
             peak_of_tensors=compare(measurement, plain, tolerance_percent=TOLERANCE_PERCENT).peak_allocated,
             host=None
-            if resident is None or (offloads(plan) and malloc_decides(measurement, name))
+            if resident is None or (offloads(plan) and host_is_open(measurement, name))
             else Difference(
                 predicted_bytes=host_of_node(measurement, model, plan, card).bytes_per_node, measured_bytes=resident
             ),

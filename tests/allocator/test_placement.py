@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,13 @@ from hypothesis import strategies as st
 from dsplan.allocator.placement import CONTEXT_BYTES, PAGE_BYTES, REGION_BYTES, TOP, DriverPlacement, RisingPlacement
 from dsplan.units import MIB
 from tests.allocator.replay import Recorded, Seen, replay
+from tests.gpu.header import read_rows
 
 FILE = Path(__file__).parents[1] / "data" / "allocator_traces.json"
 RECORDS = [
-    record for record in json.loads(FILE.read_text()) if not record["configuration"].startswith("expandable_segments")
+    record
+    for record in read_rows(FILE, key="sequences")
+    if not record["configuration"].startswith("expandable_segments")
 ]
 #: Each configuration's sequences ran in one process; a cap came last, on address space that was used before.
 FRESH = [record for record in RECORDS if record["cap_bytes"] is None]

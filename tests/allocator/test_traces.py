@@ -10,10 +10,11 @@ import pytest
 
 from dsplan.units import MIB
 from tests.allocator.replay import check_consistent, replay
+from tests.gpu.header import read_rows
 from tests.gpu.traces import CONFIGURATIONS, sequences
 
 FILE = Path(__file__).parents[1] / "data" / "allocator_traces.json"
-RECORDS: list[dict[str, Any]] = json.loads(FILE.read_text())
+RECORDS = read_rows(FILE, key="sequences")
 
 
 def name(sequence: dict[str, Any]) -> str:

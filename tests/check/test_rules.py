@@ -160,9 +160,34 @@ def test_a_trade_is_weighed_by_the_estimate(tmp_path: Path) -> None:
         ('{"fp16": {"enabled": "False"}}', "false"),
         ('{"max_grad_norm": 1.0}', '"gradient_clipping"'),
         ('{"aio": {"thread_count": 1}}', '"intra_op_parallelism"'),
+        ('{"comms_config": {"verbose": false}}', '"comms_logger"'),
+        ('{"monitoring_of_runs": {"enabled": true, "csv_monitor": {}}}', "move csv_monitor out of it"),
+        ('{"optimizer": {"type": "FusedAdam"}}', '"Adam"'),
+        ('{"optimizer": {"type": "DeepSpeedCPULion"}}', '"Lion"'),
+        (
+            '{"zero_optimization": {"stage": 3, "allgather_bucket_size": 1}}',
+            '"stage": 1 or 2, or remove allgather_bucket_size',
+        ),
     ],
 )
 def test_what_to_write_instead(text: str, instead: str, tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     path.write_text(text)
     assert instead in [finding.instead for finding in check_files([path], Run()).findings]
+
+
+@pytest.mark.parametrize(
+    ("text", "severity"),
+    [
+        ('{"train_batch_size": 8, "_comment": "what this is for"}', "note"),
+        ('{"train_batch_size": 8, "//": "what this is for"}', "note"),
+        ('{"train_batch_size": 8, "optimizer": {"type": "Adam", "#": "ours"}}', "note"),
+        ('{"train_batch_size": 8, "fp16": {"_comment": "extra fields are forbidden here"}}', "error"),
+        ('{"train_batch_size": 8, "optimizer": {"type": "Adam", "params": {"_comment": "an argument"}}}', "error"),
+    ],
+)
+def test_a_key_that_stands_for_a_comment_is_no_misspelling(text: str, severity: str, tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    (found,) = [each for each in check_files([path], Run()).findings if each.rule.id in ("DS101", "DS502")]
+    assert (found.severity, found.instead, found.edit) == (severity, "remove it", None)

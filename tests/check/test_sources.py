@@ -102,9 +102,39 @@ def test_other_yaml_is_left_alone(text: str, tmp_path: Path) -> None:
     assert check(tmp_path, "a.yaml", text).findings == ()
 
 
-def test_yaml_that_is_not_read_is_said(tmp_path: Path) -> None:
-    text = "deepspeed_config:\n  zero_stage: &stage 2\n  zero3_init_flag: true\n"
-    assert places(check(tmp_path, "a.yaml", text)) == [("DS001", 2, 3)]
+def test_what_accelerate_config_writes_besides_is_read(tmp_path: Path) -> None:
+    text = (
+        "debug: false\ndeepspeed_config: {zero_stage: 2, offload_param_device: cpu}\ndowncast_bf16: 'no'\n"
+        "fsdp_config: {}\nmain_training_function: main\ntpu_env: []\ntpu_name:\n"
+    )
+    checked = check(tmp_path, "a.yaml", text)
+    assert (checked.configurations, places(checked)) == (1, [("DS401", 2, 35)])
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("deepspeed_config:\n  zero_stage: [2\n", (3, 1), "this YAML cannot be read: expected ',' or ']'"),
+        ("deepspeed_config:\n  zero_stage: !mine 2\n", (2, 15), "could not determine a constructor for the tag"),
+        ("deepspeed_config:\n  zero_stage: \x01\n", (2, 15), "special characters are not allowed"),
+        ("a: 2001-99-99\ndeepspeed_config:\n  zero_stage: 2\n", (1, 4), "month must be in 1..12"),
+        ("a: &two 2\ndeepspeed_config:\n  zero_stage: *two\n", (1, 4), "write it in both"),
+        ("deepspeed_config: &all\n  zero_stage: *all\n", (1, 19), "write it in both"),
+        (f"deepspeed_config: {'[' * 60}{']' * 60}\n", (1, 1), "more than 50 levels"),
+        (
+            f"deepspeed_config:\n{''.join(' ' * depth + 'a:' + chr(10) for depth in range(1, 60))}",
+            (52, 52),
+            "more than 50 levels",
+        ),
+        (f"deepspeed_config: {'[' * 6000}{']' * 6000}\n", (1, 1), "more than 50 levels"),
+        (f"deepspeed_config:\n  zero_stage: 2{' ' * 70_000}\n", (1, 1), "more than 65,536 characters"),
+    ],
+)
+def test_yaml_that_is_not_read_is_said(text: str, place: tuple[int, int], said: str, tmp_path: Path) -> None:
+    (finding,) = check(tmp_path, "a.yaml", text).findings
+    assert (finding.rule.id, finding.line, finding.column) == ("DS001", *place)
+    assert said in finding.message
+    assert "\n" not in finding.message
 
 
 def test_a_file_that_is_not_there_and_a_folder_are_no_findings(tmp_path: Path) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dsplan import detect
+from dsplan import detect, verification
 from dsplan.catalogue import accelerator
 from dsplan.cli import main
 from dsplan.errors import EXIT_MISSING_EXTRA, EXIT_OUT_OF_MEMORY, EXIT_TIMEOUT, MissingExtraError, RunError
 from dsplan.measurement import read_measurement
 from dsplan.records import mistakes
+from tests.forked_ranks import ForkedRanks
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--n-layer", "2", "--n-head", "4", "--n-embd", "64", "--vocab-size", "128", "--block-size", "32"]
@@ -192,58 +192,72 @@ def test_help_names_every_exit_code(capsys: Any) -> None:
 # With the real engine.
 
 
-def verified(tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    """Run the command as a user does; the record, when the prediction was confirmed.
-
-    On the default model: of a smaller one a few per cent of the peak would be what gloo's threads happen to
-    hold of a bucket that has been reduced.
-    """
-    record = tmp_path / "record.json"
-    command = [sys.executable, "-m", "dsplan", "verify", "--device", "cpu", "--timeout", "300", "-o", str(record)]
-    command += arguments
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+def confirmed(record: Path, strategy: str, ranks: int) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(record.read_text())
     assert mistakes("measurement", document) == []
-    return document
-
-
-ALONE = ("zero0", "zero1", "zero2", "zero3", "zero3-offload")
-STRATEGIES = ("zero0", "zero1", "zero2", "zero2-offload", "zero3", "zero3-offload", "zero3-offload-param")
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_prediction_holds_on_two_ranks_of_the_cpu(strategy: str, tmp_path: Path) -> None:
-    pytest.importorskip("deepspeed")
-    confirm(strategy, 2, tmp_path)
-
-
-@pytest.mark.engine
-def test_the_prediction_holds_on_one_rank_of_the_cpu(tmp_path: Path) -> None:
-    """Two strategies at a time: a rank alone keeps one core busy."""
-    pytest.importorskip("deepspeed")
-    with ThreadPoolExecutor(2) as pool:
-        for strategy in ALONE:
-            (tmp_path / strategy).mkdir()
-        running = [pool.submit(confirm, strategy, 1, tmp_path / strategy) for strategy in ALONE]
-    for run in running:
-        run.result()
-
-
-def confirm(strategy: str, ranks: int, folder: Path) -> None:
-    document = verified(folder, "--strategy", strategy, "--gpus", str(ranks), "--tolerance", "5")
     assert document["configuration"]["strategy"] == strategy
     assert len(document["ranks"]) == ranks
     assert [len(rank["steps"]) for rank in document["ranks"]] == [4] * ranks
     assert document["comparison"]["within_tolerance"] is True
     assert document["ranks"][0]["host"]["base_rss_bytes"] > 0
+    return document
+
+
+def on_the_cpu(record: Path, *options: str) -> list[str]:
+    """On the default model: of a smaller one a few per cent of the peak would be what gloo's threads happen to hold
+    of a bucket that has been reduced."""
+    return ["verify", "--device", "cpu", "--timeout", "300", "--tolerance", "5", "-o", str(record), *options]
+
+
+@pytest.fixture
+def forked(forked_ranks: ForkedRanks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks are real, but neither started by the runner nor by DeepSpeed's launcher, which takes thrice as long."""
+
+    from runner.spec import RunSpec
+
+    def run(spec_path: Path, output_dir: Path, *, timeout_s: float, on_progress: Any) -> list[dict[str, Any]]:
+        return forked_ranks.run(RunSpec.read(spec_path), output_dir)
+
+    monkeypatch.setattr(verification, "run_verification", run)
+
+
+ON_ONE = ("zero0", "zero1", "zero2", "zero3", "zero3-offload")
+ON_TWO = ("zero0", "zero1", "zero2", "zero2-offload", "zero3", "zero3-offload", "zero3-offload-param")
 
 
 @pytest.mark.engine
-def test_accumulation_and_checkpointing_on_the_cpu(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize(("strategy", "ranks"), [*((name, 1) for name in ON_ONE), *((name, 2) for name in ON_TWO)])
+def test_the_prediction_holds_on_the_cpu(
+    strategy: str, ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("deepspeed")
-    verified(tmp_path, "--gradient-accumulation-steps", "3", "--activation-checkpointing", "torch", "--data", "text")
+    record = tmp_path / "record.json"
+    code = main(on_the_cpu(record, "--strategy", strategy, "--gpus", str(ranks)))
+    assert code == 0, "".join(capsys.readouterr())
+    confirmed(record, strategy, ranks)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("options", "strategy", "ranks"),
+    [
+        (["--gpus", "1", "--strategy", "zero3"], "zero3", 1),
+        (
+            ["--gradient-accumulation-steps", "3", "--activation-checkpointing", "torch", "--data", "text"],
+            "zero2-ckpt",
+            2,
+        ),
+    ],
+)
+def test_the_command_starts_the_ranks_itself(options: list[str], strategy: str, ranks: int, tmp_path: Path) -> None:
+    """As a user runs it: through the runner and DeepSpeed's launcher."""
+    pytest.importorskip("deepspeed")
+    record = tmp_path / "record.json"
+    command = [sys.executable, "-m", "dsplan", *on_the_cpu(record, *options)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+    assert result.returncode == 0, result.stdout + result.stderr
+    confirmed(record, strategy, ranks)
 
 
 @pytest.mark.engine

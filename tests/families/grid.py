@@ -62,6 +62,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adapters of q and v": ({"lora_rank": 8, "lora_targets": ["q_proj", "v_proj"]}, {}),
     "two layers frozen": ({"frozen_layers": 2}, {}),
     "seven layers": ({"num_layers": 7}, {}),
+    "dropout": ({}, {"hidden_dropout": 0.1}),
+    "no dropout of the embedding": ({}, {"embd_pdrop": 0.0}),
 }
 
 
@@ -180,6 +182,11 @@ VARIED = [
         Setting(family="Gemma 3", stage=stage, variant="seven layers", window=512, checkpointing=checkpointing)
         for stage, checkpointing in ((2, "none"), (3, "torch"))
     ),
+    *(
+        Setting(family="GPT-NeoX", stage=stage, variant="dropout", checkpointing=checkpointing)
+        for stage, checkpointing in ((0, "none"), (2, "torch"), (3, "none"))
+    ),
+    Setting(family="GPT-2", stage=1, variant="no dropout of the embedding", checkpointing="torch"),
     *(
         Setting(family=family, stage=stage, variant=variant, checkpointing=checkpointing)
         for variant in ("adapters everywhere", "adapters of q and v", "two layers frozen")

@@ -220,6 +220,41 @@ def test_gpt2_s_scores_in_fp32_are_for_the_dry_run() -> None:
     assert why == "eager attention with reorder_and_upcast_attn"
 
 
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [("llama", "gelu_fast"), ("gpt_neox", "quick_gelu"), ("phi3", "gelu_new"), ("mixtral", "gelu_new")],
+)
+def test_activations_of_several_operators_are_for_the_dry_run(name: str, activation: str) -> None:
+    """FastGELUActivation and QuickGELUActivation are written out in transformers' activations.py, as NewGELU is."""
+    model = shape(name, hidden_act=activation)
+    assert model.decoder is not None
+    assert not_covered(model, workload()) == f"{activation} in the MLP of {model.decoder.causal_lm}"
+    assert not_covered(shape("llama", hidden_act="gelu_new"), workload()) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "why"),
+    [
+        ("mixtral", {"output_router_logits": True}, "output_router_logits of MixtralForCausalLM"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise of MixtralForCausalLM"),
+        ("qwen3_moe", {"output_router_logits": True}, "output_router_logits of Qwen3MoeForCausalLM"),
+    ],
+)
+def test_what_routers_do_beside_routing_is_for_the_dry_run(name: str, keys: dict[str, Any], why: str) -> None:
+    assert not_covered(shape(name, **keys), workload()) == why
+
+
+def test_dropouts_of_the_embedding_are_their_own() -> None:
+    """GPT-2's embd_pdrop; of GPT-NeoX hidden_dropout, whose input a name has until the blocks are done."""
+    tokens, h = 64, 64
+    kept = {p: net(programs(shape("gpt2", embd_pdrop=p), workload(), EXACT).embedding.forward) for p in (0.0, 0.1)}
+    assert kept[0.1] - kept[0.0] == tokens * h  # a mask
+    neox = {
+        p: net(programs(shape("gpt_neox", hidden_dropout=p), workload(), EXACT).embedding.forward) for p in (0.0, 0.1)
+    }
+    assert neox[0.1] - neox[0.0] == tokens * h + 2 * tokens * h  # a mask, and the input
+
+
 def test_a_window_shorter_than_the_sample_takes_a_mask_and_repeats_keys_and_values() -> None:
     model, inside = shape("mistral", sliding_window=16), workload(sequence_length=15)
     assert not_covered(model, workload()) is None

@@ -13,15 +13,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from dsplan.catalogue import accelerator
 from dsplan.dsconfig.emit import emit
 from dsplan.hardware import Cluster
 from dsplan.prediction import predict
 from tests.gpu.cases import FIRST, SECOND, Case
+from tests.gpu.header import header, write_rows
 
 FACTORS = (1.02, 1.05, 1.10, 1.20)
 PARALLEL = 6
+STEPS = 3
+MADE_BY = "python -m tests.gpu.caps"
 
 
 def command(case: Case, cap: int, folder: Path) -> list[str]:
@@ -32,8 +36,17 @@ def command(case: Case, cap: int, folder: Path) -> list[str]:
         *(sys.executable, "-m", "dsplan", "verify", "--model", str(folder / "config.json")),
         *("--ds-config", str(folder / "ds.json"), "--seq-len", str(case.sequence_length)),
         *("--activation-checkpointing", case.checkpointing, "--device", "cuda", "--gpus", "1"),
-        *("--steps", "3", "--timeout", "180", "--cap", str(cap), "-o", str(folder / "record.json")),
+        *("--steps", str(STEPS), "--timeout", "180", "--cap", str(cap), "-o", str(folder / "record.json")),
     ]
+
+
+def _head(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """The header by the record of a run that lived, or the one that is known."""
+    path = folder / "record.json"
+    if known["device"] or not path.exists():
+        return known
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return header(MADE_BY, record["device"]["name"], record["versions"])
 
 
 def main() -> None:
@@ -47,6 +60,7 @@ def main() -> None:
             waiting += [(case, factor, round(peak * factor)) for factor in FACTORS]
     running: list[tuple[Case, float, int, subprocess.Popen[bytes], Path]] = []
     results = []
+    head = header(MADE_BY, "", {})
     while waiting or running:
         if waiting and len(running) < PARALLEL and time.monotonic() - begun < seconds:
             case, factor, cap = waiting.pop(0)
@@ -66,7 +80,8 @@ def main() -> None:
             log = (folder / "log").read_text(errors="replace")
             died = next((line for line in log.splitlines() if "error:" in line), "")
             print(f"{case.name:36} {factor:.2f} exit {process.returncode} {died[:150]}", flush=True)
-            output.write_text(json.dumps(results))
+            head = _head(folder, head)
+            write_rows(output, {**head, "steps": STEPS}, results, key="runs")
     print(f"{len(waiting)} not started")
 
 

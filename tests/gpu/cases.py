@@ -459,7 +459,23 @@ SIXTH = [
     _again("1.7B-z3-offload-param-ckpt-n2", name="1.7B-z3-offload-param-ckpt-late-n2", late_release=True),
 ]
 
-SETS = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH, "fifth": FIFTH, "sixth": SIXTH}
+#: Muon, whose formulas had been held against dry runs only.
+SEVENTH = [
+    Case(name="gpt2-medium-z3-muon-n2", gpus=2, model="gpt2-medium", stage=3, optimizer="muon", tune=True, shape=SDPA),
+    Case(name="gpt2-z2-muon-n2", gpus=2, model="gpt2", stage=2, optimizer="muon", tune=True),
+    Case(name="gpt2-medium-z1-muon-n1", gpus=1, model="gpt2-medium", stage=1, optimizer="muon", shape=SDPA),
+    Case(name="gpt2-z2-muon-offload-n1", gpus=1, model="gpt2", stage=2, optimizer="muon", zero=CPU, tune=True),
+]
+
+SETS = {
+    "first": FIRST,
+    "second": SECOND,
+    "third": THIRD,
+    "fourth": FOURTH,
+    "fifth": FIFTH,
+    "sixth": SIXTH,
+    "seventh": SEVENTH,
+}
 
 #: Recorded once more under their own names, since ``verify`` fixes malloc's threshold: stages 1 and 2 with offload.
 REMADE = [

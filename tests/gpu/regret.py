@@ -21,10 +21,12 @@ from runner.environment import child_environment
 from runner.launch import free_port
 from runner.orphan import PARENT_PID
 from runner.spec import RunSpec
+from tests.gpu.header import header, write_rows
 from tests.gpu.regret_jobs import Job, jobs
 from tests.gpu.regret_settings import SETS, TINY
 
 STALL_S, COMPILING_S = 75.0, 300.0
+MADE_BY = "python -m tests.gpu.regret"
 
 
 def _key(of: dict[str, Any]) -> tuple[str, str]:
@@ -153,11 +155,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
 
     def save() -> None:
+        ready = next((row for row in rows if row["status"] == "ready"), {})
+        of = "--tiny" if arguments.tiny else f"--set {arguments.set}"
+        head = header(f"{MADE_BY} {of}", ready.get("device", ""), ready.get("versions", {}))
         kept = [row for row in rows if "setting" in row and row["status"] not in ("started", "done")]
         for offset, path in ((0, arguments.output), (1, arguments.output.with_suffix(".unseen.json"))):
             names = [setting.name for setting in settings[offset::2]]
-            document = [row for row in kept if row["setting"] in names]
-            path.write_text(json.dumps(document, indent=0) + "\n")
+            write_rows(path, head, [row for row in kept if row["setting"] in names])
 
     until = begun + (0.42 if several else 1.0) * arguments.seconds
     lanes = [Lane(jobs(single[index::2]), [index], 1, arguments.device, until, folder) for index in range(2)]

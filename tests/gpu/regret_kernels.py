@@ -23,6 +23,7 @@ from typing import Any
 from dsplan.dsconfig.emit import emit
 from runner.launch import free_port
 from runner.spec import RunSpec
+from tests.gpu.header import header
 from tests.gpu.regret_settings import SETTINGS, TINY
 
 #: Setting, strategy, micro batch: eager and fused attention, paced by the device and by the host, long and short.
@@ -171,7 +172,9 @@ def main() -> None:
 
     deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
     begun = time.monotonic()
-    document: dict[str, Any] = {"device": device.info().name, "torch": torch.__version__, "idle": state(), "cases": []}
+    versions = {"torch": torch.__version__, "deepspeed": deepspeed.__version__, **device.versions()}
+    document: dict[str, Any] = header("python -m tests.gpu.regret_kernels", device.info().name, versions)
+    document |= {"idle": state(), "cases": []}
     for name, strategy, size in TINY_CASES if arguments.tiny else CASES:
         if time.monotonic() - begun > arguments.seconds:
             break

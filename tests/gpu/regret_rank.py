@@ -149,10 +149,15 @@ def main() -> None:
     deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
     _load_operators(int(os.environ["RANK"]))
     rank = Rank(device, output, begun + float(seconds))
-    rank.say(status="ready")
-    for job in jobs:
+    versions = {"torch": torch.__version__, "deepspeed": deepspeed.__version__, **device.versions()}
+    rank.say(status="ready", device=device.info().name, versions=versions)
+    for number, job in enumerate(jobs):
         if rank.agree(time.monotonic() > rank.deadline):
             break
+        if number and job["strategy"] == RECOMMENDED:  # a verdict is about a process of its own
+            rank.say(status="afresh")  # where other engines' segments lay, a run's own may lie in another order
+            sys.stdout.flush()
+            os._exit(9)
         rank.job(job)
     rank.say(status="end")
     sys.stdout.flush()

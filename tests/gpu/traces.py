@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.gpu.header import header, write_rows
+
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 NUM_STREAMS = 4
 BUSY_CYCLES = 1_500_000_000  # of torch.cuda._sleep: about a second, more than a sequence takes until its wait
@@ -289,8 +291,8 @@ def work(configuration: str) -> None:
     torch.cuda.init()
     lanes = [torch.cuda.default_stream(), *(torch.cuda.Stream() for _ in range(NUM_STREAMS - 1))]
     mine = [sequence for sequence in sequences() if sequence["configuration"] == configuration]
-    device = {"name": torch.cuda.get_device_name(), "torch": torch.__version__}
-    print(json.dumps([{**run(torch, sequence, lanes), "device": device} for sequence in mine]))
+    about = {"device": torch.cuda.get_device_name(), "versions": {"torch": torch.__version__}}
+    print(json.dumps([about, *(run(torch, sequence, lanes) for sequence in mine)]))
 
 
 def main() -> None:
@@ -302,15 +304,15 @@ def main() -> None:
         command = [sys.executable, "-m", "tests.gpu.traces", "--work", configuration]
         children.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     records: list[Sequence] = []
+    about: dict[str, Any] = {"device": "", "versions": {}}
     for child, configuration in zip(children, CONFIGURATIONS, strict=True):
         printed, _ = child.communicate(timeout=300)
         if child.returncode != 0:
             print(f"{configuration or 'default'}: exit code {child.returncode}", file=sys.stderr)
             continue
-        records += json.loads(printed.splitlines()[-1])
-    Path(sys.argv[1]).write_text(
-        "[\n" + ",\n".join(json.dumps(record, separators=(",", ":")) for record in records) + "\n]\n"
-    )
+        about, *more = json.loads(printed.splitlines()[-1])
+        records += more
+    write_rows(Path(sys.argv[1]), header("python -m tests.gpu.traces", **about), records, key="sequences")
     print(f"{len(records)} of {len(sequences())} sequences, {Path(sys.argv[1]).stat().st_size / 1e6:.1f} MB")
 
 

@@ -39,12 +39,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--optimizer", default="", help="one for all configurations: muon, which the grid leaves out")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     if options.report and not options.keep:
         parser.error("--report: needs --keep, from which it is written")
-    wanted = [case for case in cases(options.count, options.seed) if not options.only or case.name in options.only]
+    drawn = cases(options.count, options.seed, options.optimizer)
+    wanted = [case for case in drawn if not options.only or case.name in options.only]
     if options.keep:
         return _keep(wanted, options)
     found: list[Difference] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dsplan.errors import InputError
@@ -33,18 +33,28 @@ class Case:
     world_size: int
 
 
-def cases(count: int, seed: int) -> Iterator[Case]:
-    """``count`` configurations that make sense and that the formulas accept."""
+def cases(count: int, seed: int, optimizer: str = "") -> Iterator[Case]:
+    """``count`` configurations that make sense and that the formulas accept.
+
+    ``optimizer``: the same draws with one optimizer for all, which the grid of all others leaves out.
+    """
     draw = random.Random(seed)
     made = 0
     while made < count:
         try:
-            case = _case(draw, f"{seed}-{made}")
+            case = _case(draw, f"{optimizer}{seed}-{made}")
+            if optimizer:
+                case = _with_optimizer(case, optimizer)
             walk(case.model, case.plan, case.world_size, kernels_of(None), rank=0)
         except InputError:
             continue
         made += 1
         yield case
+
+
+def _with_optimizer(case: Case, optimizer: str) -> Case:
+    workload = replace(case.plan.workload, optimizer=optimizer)
+    return replace(case, plan=replace(case.plan, workload=workload, torch_adam=False))
 
 
 def _case(draw: random.Random, name: str) -> Case:

@@ -51,6 +51,7 @@ def estimate(
     closely: bool = False,
     exactly: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    **_how: object,
 ) -> Estimate:
     """An estimate in which every plan takes 10 GiB less than the one before, from 90 GiB on, and 10 at least."""
     rows = []

@@ -11,6 +11,8 @@ from rich.console import Console
 from dsplan.estimate import Estimate, PlanEstimate
 from dsplan.hardware import Accelerator, Cluster
 from dsplan.report.explain import print_explanation
+from dsplan.units import GIB
+from dsplan.verdict.judge import Pressed
 from tests.report import estimates
 
 
@@ -68,4 +70,21 @@ def test_the_phases_of_all_steps() -> None:
 def test_what_the_device_shows() -> None:
     text = printed(zero2())
     assert "50.00 GiB allocated + 512.0 MiB context" in text
-    assert "= 51.00 GiB; 29.00 GiB left;" in " ".join(text.split())
+    said = " ".join(text.split())
+    assert "= 51.00 GiB; fragmentation may add up to " in said
+    assert "; 29.00 GiB left." in said
+
+
+def test_what_was_replayed_stands_for_the_bound() -> None:
+    row = zero2()
+    pressed = Pressed(
+        verdict="fits",
+        offered_bytes=80 * GIB,
+        margin_bytes=0,
+        reserved_bytes=60 * GIB,
+        least_bytes=53 * GIB,
+        moment=None,
+    )
+    said = " ".join(printed(replace(row, pressed=pressed)).split())
+    assert "with the fragmentation of a replay it lives with 53.50 GiB; 29.00 GiB left." in said
+    assert "may add" not in said

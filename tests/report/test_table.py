@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from dsplan.estimate import Estimate
-from dsplan.report.table import print_estimate
+from dsplan.report.table import print_estimate, verdict_lines
+from dsplan.units import format_bytes
 from tests.report import estimates
 
 
@@ -19,12 +21,12 @@ def printed(estimate: Estimate, *, width: int = 80, colour: bool = False, inferr
     return file.getvalue()
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_every_row_is_one_line_and_nothing_is_cut(width: int) -> None:
     text = printed(estimates.hand_made(), width=width)
     assert "…" not in text
     lines = text.splitlines()
-    assert max(map(len, lines)) <= width
+    assert max(map(len, lines)) <= max(width, 80)  # a narrower terminal scrolls
     for plan in estimates.hand_made().plans:
         [line] = [line for line in lines if line[2:].startswith(f"{plan.plan.name} ")]
         assert f"{plan.device.peak_bytes / 2**30:.2f}" in line
@@ -87,6 +89,25 @@ def test_the_moment_has_a_column_where_there_is_room() -> None:
     wide = printed(estimates.hand_made(), width=120)
     assert "backward, first step" in wide
     assert "backward of block 11" in wide
+
+
+def test_what_the_columns_are_is_said() -> None:
+    estimate = estimates.hand_made()
+    assert "max batch: about, by a bound" in printed(estimate, width=200)
+    rows = tuple(replace(row, max_sequence_length=123456) for row in estimate.plans)
+    laddered = printed(replace(estimate, plans=rows))
+    assert "max seq" in laddered
+    [line] = [line for line in laddered.splitlines() if line.startswith("* zero1 ")]
+    assert line.split()[-1] == "123456"
+    assert "max seq" not in printed(estimate)
+
+
+def test_one_plan_says_what_its_node_needs() -> None:
+    row = estimates.hand_made().plans[0]
+    [said] = [line for line in verdict_lines(row) if line.startswith("CPU memory of a node")]
+    assert format_bytes(row.host.bytes_per_node) in said
+    kept = replace(row, host=replace(row.host, bound_bytes_per_node=row.host.bytes_per_node + 2**30))
+    assert any("at most" in line for line in verdict_lines(kept) if line.startswith("CPU memory of a node"))
 
 
 def test_without_a_device_every_plan_names_the_cards_it_fits() -> None:

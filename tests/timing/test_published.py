@@ -29,5 +29,5 @@ def test_published_epochs_come_in_order_and_offload_costs_what_it_did() -> None:
     seconds = [step_time(model, find_plan(plans, name), on, of).seconds for name in EPOCHS]
     assert all(faster < slower for faster, slower in pairwise(seconds))
     for found, published in zip(seconds, EPOCHS.values(), strict=True):
-        assert found / seconds[0] == pytest.approx(published / EPOCHS["ddp"], rel=0.1)
+        assert found / seconds[0] == pytest.approx(published / EPOCHS["ddp"], rel=0.3)
     assert seconds[2] / seconds[1] == pytest.approx(5.51, rel=0.3)

@@ -123,7 +123,9 @@ def summary(found: Sequence[Held]) -> list[str]:
         expected, bound = [each.expected for each in rows], [each.bound for each in rows]
         lines.append(f"| {kind} | {len(rows)} | {_three(expected)} | {_three(bound)} |")
     lowest = min(found, key=lambda each: each.bound)
-    lines += ["", f"Nearest: {lowest.recorded.name}, whose bound is {100 * lowest.bound:.2f} % above what it reserved."]
+    side = "above" if lowest.bound >= 0 else "below"
+    share = f"{100 * abs(lowest.bound):.2f} % {side}"
+    lines += ["", f"Nearest: {lowest.recorded.name}, whose bound is {share} what it reserved."]
     return lines
 
 

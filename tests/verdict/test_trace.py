@@ -10,8 +10,9 @@ import pytest
 from dsplan.engine import candidate_ranks
 from dsplan.verdict.operations import EMPTY_CACHE, RELEASE, Trace
 from dsplan.verdict.pressure import replay
+from dsplan.verdict.recorder import GATHER, REDUCE
 from dsplan.verdict.requests import Numbered, Request
-from dsplan.verdict.trace import GATHER, REDUCE, trace
+from dsplan.verdict.trace import trace
 from dsplan.walk import walk
 from tests.verdict.plans import KERNELS, MODEL, PLANS, traced
 

@@ -103,8 +103,9 @@ def element_bytes(config: Configuration) -> int:
 
 
 def dtype(config: Configuration) -> str:
-    for name in ("bf16", "fp16"):
-        if config.get(f"{name}.enabled") in (True, "auto", "true"):
+    """``bf16``, ``fp16`` or ``fp32``: the model's type; what a framework fills in counts as on."""
+    for section, name in (("bf16", "bf16"), ("bfloat16", "bf16"), ("fp16", "fp16")):
+        if config.get(f"{section}.enabled") in (True, "auto", "true"):
             return name
     return "fp32"
 

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 from dsplan.check.configuration import Configuration
-from dsplan.check.finding import ERROR, WARNING, Edit, Finding, Rule
+from dsplan.check.finding import ERROR, NOTE, WARNING, Edit, Finding, Rule
 from dsplan.check.known import TOP, Place, homes, is_arguments, known_keys, places, refuses_unknown
-from dsplan.check.tree import Member
+from dsplan.check.tree import Member, Section
 from dsplan.dsconfig.removed import RemovedKey, removed_keys
 
 UNKNOWN = Rule(id="DS101", name="unknown-key", severity=ERROR, summary="DeepSpeed has no such key.")
@@ -33,7 +33,10 @@ _MEANT = {
     "mixed_precision": "bf16",
     "clip_grad": "gradient_clipping",
     "max_grad_norm": "gradient_clipping",
+    "comms_config": "comms_logger",
 }
+#: How keys begin that stand for a comment, which JSON does not have.
+_COMMENTS = ("_", "#", "//")
 
 #: Keys whose end is known: what DeepSpeed's history says of them.
 _HISTORY = {"cpu_offload_params": " since 0.7.0; it was deprecated in 0.3.15"}
@@ -69,6 +72,10 @@ def _unknown(config: Configuration, place: Place) -> Finding:
     effect = f"DeepSpeed refuses it here{_HISTORY.get(key, '')}" if refused else "DeepSpeed ignores it without a word"
     if is_arguments(place.section):
         effect = f"DeepSpeed stops when it makes the {place.section.partition('.')[0]}"
+    unread = f"unknown key {key}{f' in {place.section}' if place.section else ''}: {effect}"
+    if key.startswith(_COMMENTS):
+        severity = ERROR if refused else NOTE
+        return config.finding(UNKNOWN, place.path, unread, "remove it", severity=severity, member=place.member)
     known = known_keys(place.section, config)
     meant, close = _MEANT.get(key), closest(key, known, MISSPELT)
     elsewhere = [home for home in homes().get(key, ()) if home != place.section]
@@ -81,14 +88,20 @@ def _unknown(config: Configuration, place: Place) -> Finding:
             f"move it to {where}", member=place.member,
         )  # fmt: skip
     similar = close or (closest(key, known, _SIMILAR) if refused else None)
-    message = f"unknown key {key}{f' in {place.section}' if place.section else ''}: {effect}"
     if similar is None:
         severity = ERROR if refused else WARNING
         instead = f'"{meant}" at the top level' if meant and meant in known_keys(TOP, config) else "remove it"
-        return config.finding(UNKNOWN, place.path, message, instead, severity=severity, member=place.member)
+        inner = [each.key for each in _below(place.member) if each.key in known]
+        if inner:
+            instead = f"move {', '.join(inner)} out of it"
+        return config.finding(UNKNOWN, place.path, unread, instead, severity=severity, member=place.member)
     safe = close is not None and meant is None and not config.has(_sibling(place.path, close))
     edit = _rename(place.member, close) if safe and close is not None else None
-    return config.finding(UNKNOWN, place.path, message, f'"{similar}"', member=place.member, edit=edit)
+    return config.finding(UNKNOWN, place.path, unread, f'"{similar}"', member=place.member, edit=edit)
+
+
+def _below(member: Member) -> tuple[Member, ...]:
+    return member.node.members if isinstance(member.node, Section) else ()
 
 
 def closest(key: str, known: Iterable[str], cutoff: float) -> str | None:

@@ -42,6 +42,15 @@ _TORCH = (
 #: Gone with ``runtime/fp16/onebit``; 0.19.6 was the last release that had them.
 _REMOVED = ("onebitadam", "onebitlamb", "zerooneadam")
 _REMOVED_SINCE = "0.19.7"
+#: Classes that DeepSpeed makes for a name (``_configure_basic_optimizer``), and that are no names themselves.
+_CLASSES = {
+    "fusedadam": "Adam",
+    "deepspeedcpuadam": "Adam",
+    "fusedlamb": "Lamb",
+    "fusedlion": "Lion",
+    "deepspeedcpulion": "Lion",
+    "deepspeedcpuadagrad": "Adagrad",
+}
 #: ``runtime/zero/utils.py`` (``ZERO_SUPPORTED_OPTIMIZERS``, and Muon in ``is_zero_supported_optimizer``).
 _TESTED = ("adam", "adamw", "adagrad", "lion", "muon")
 #: Optimizers whose kernels run on the GPU alone.
@@ -92,7 +101,7 @@ def known_type(config: Configuration) -> Iterator[Finding]:
         edit = None if member is None else Edit(offset=member.node.offset, end=member.node.end, text=f'"{exact}"')
         yield config.finding(UNKNOWN, path, message, f'"{exact}"', on_value=True, edit=edit)
         return
-    near = nearest(given, (*_DEEPSPEED, *_TORCH), limit=1)
+    near = [_CLASSES[name]] if name in _CLASSES else nearest(given, (*_DEEPSPEED, *_TORCH), limit=1)
     message = f"there is no optimizer {given}: DeepSpeed reads the file without a word and stops when it makes one"
     yield config.finding(UNKNOWN, path, message, f'"{near[0]}"' if near else "AdamW", on_value=True)
 

@@ -37,7 +37,7 @@ def ignored(config: Configuration) -> Iterator[Finding]:
             continue
         given = "" if config.has(f"{ZERO}.stage") else ", since none is given"
         message = f"the stage is {stage}{given}, which ignores {key}: only stage {_words(stages)} reads it"
-        instead = f'"stage": {stages[-1]}' if len(stages) == 1 else f'"stage": {stages[0]} or above'
+        instead = f'"stage": {_words(stages)}'
         severity = WARNING if _asks(key, value) else NOTE
         yield config.finding(IGNORED, f"{ZERO}.{key}", message, f"{instead}, or remove {key}", severity=severity)
 

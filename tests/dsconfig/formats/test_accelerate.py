@@ -110,9 +110,9 @@ def test_yaml_comes_back_as_it_was_written(document: dict[str, Any]) -> None:
 
 @given(name=st.text(st.characters(categories=["L", "N", "P", "S", "Zs"], max_codepoint=0x24F), min_size=1))
 def test_dsplan_check_reads_the_same_yaml(name: str) -> None:
-    root, problems = parse(yaml_text({"key": name}))
-    member = root.member("key")
+    root, problems = parse(yaml_text({"key": name}), "key")
     assert problems == ()
+    assert root is not None
+    member = root.member("key")
     assert member is not None
-    if name.isascii() and "\\" not in name and '"' not in name:
-        assert getattr(member.node, "value", None) == name
+    assert getattr(member.node, "value", None) == name

@@ -85,6 +85,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     begun = time.monotonic()
+    unknown = sorted(set(arguments.only or ()) - {case.name for case in SETS[arguments.set]})
+    if unknown:
+        parser.error(f"--only: not in the set {arguments.set}: {', '.join(unknown)}")
     chosen = [case for case in SETS[arguments.set] if arguments.only is None or case.name in arguments.only]
     waiting = [case for case in chosen if case.cards <= arguments.gpus]
     free, running, documents = list(range(arguments.gpus)), [], []

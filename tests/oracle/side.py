@@ -7,6 +7,7 @@ What is released between two requests has no order: the allocator is left with t
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -115,7 +116,11 @@ def main() -> int:
     parser.add_argument("names", nargs="+", metavar="SEED-NUMBER")
     different = 0
     with tempfile.TemporaryDirectory() as folder:
-        for name, difference in differences(named(parser.parse_args().names), Path(folder)):
+        names = parser.parse_args().names
+        wrong = [name for name in names if not re.fullmatch(r"\d+-\d+", name)]
+        if wrong:
+            parser.error(f"{', '.join(wrong)}: not SEED-NUMBER, such as 20261121-356")
+        for name, difference in differences(named(names), Path(folder)):
             different += difference is not None
             sys.stdout.write(f"{name}: {difference or 'the same'}\n")
     return 1 if different else 0

@@ -178,7 +178,7 @@ def fused(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
         if kernel == FLASH:
             _accumulate(t, shape)
         elif kernel == EFFICIENT:
-            _efficient_workspaces(t, shape)
+            efficient_workspaces(t, shape.element_bytes, shape.batch, shape.heads, shape.length, shape.head_width)
         t.release(gradient)
         t.forget(*kept)
         _concatenate_gradients(t, qkv, parts, copies=0, size=one)
@@ -215,11 +215,12 @@ def _padded_flash(t: Tape, qkv: Tensor, shape: AttentionShape) -> Tensor:
     return t.node(context, backward)
 
 
-def _efficient_workspaces(t: Tape, shape: AttentionShape) -> None:
-    if shape.element_bytes != FLOAT_BYTES:  # the sums over a head alone
-        t.temporary(FLOAT_BYTES * shape.batch * shape.heads * shape.length, ACCUMULATOR)
+def efficient_workspaces(t: Tape, element_bytes: int, batch: int, heads: int, length: int, head_width: int) -> None:
+    """What memory-efficient attention's backward takes beside its results."""
+    if element_bytes != FLOAT_BYTES:  # the sums over a head alone
+        t.temporary(FLOAT_BYTES * batch * heads * length, ACCUMULATOR)
         return
-    for part in efficient_backward_workspaces(shape.batch, shape.heads, shape.length, shape.head_width):
+    for part in efficient_backward_workspaces(batch, heads, length, head_width):
         t.temporaries(part, ACCUMULATOR)
 
 

@@ -117,9 +117,19 @@ class ZeroConfig:
         return self.stage == 3 if self.overlap_comm is None else self.overlap_comm
 
     @property
+    def builds_on_device(self) -> bool:
+        """Whether the model is built under ``zero.Init``, its partitions on the device; else whole, on the host."""
+        return self.stage == 3
+
+    @property
     def offloads_optimizer(self) -> bool:
         return self.offload_optimizer.device != "none"
 
     @property
     def offloads_parameters(self) -> bool:
         return self.offload_param.device != "none"
+
+    @property
+    def offloads(self) -> bool:
+        """Either."""
+        return self.offloads_optimizer or self.offloads_parameters

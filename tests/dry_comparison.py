@@ -13,7 +13,7 @@ from dsplan.comparison import Comparison, Difference, compare
 from dsplan.measurement import Measurement, PhaseRecord
 from dsplan.prediction import prediction_from
 from tests.dry_records import Entry, as_measured
-from tests.record_plans import host_is_open
+from tests.record_plans import host_is_open, plan_of
 
 #: Below this an error is called none.
 NOISE_PERCENT = 0.01
@@ -95,7 +95,7 @@ def held(name: str, entry: Entry, record: Measurement) -> Held:
         device=_compare(*(_with(found, _driver) for found in (dry, measured))),
         host=_difference(dry_host.peak_rss_bytes, host.peak_rss_bytes),
         host_risen=_difference(dry_host.risen_bytes, host.risen_bytes),
-        host_is_open=_offloads(record) and host_is_open(measured, name),
+        host_is_open=_offloads(record) and host_is_open(measured, plan_of(record, name), name),
     )
 
 

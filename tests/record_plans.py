@@ -31,17 +31,17 @@ def plan_of(measurement: Measurement, name: str) -> Plan:
         ).plan
 
 
-def host_is_open(measurement: Measurement, name: str) -> bool:
+def host_is_open(measurement: Measurement, plan: Plan, name: str) -> bool:
     """Whether resident memory with offload has no one number: malloc decides it, or nothing is promised of it."""
-    return is_unsure(plan_of(measurement, name)) or malloc_decides(measurement, name)
+    return is_unsure(plan) or _malloc_decides(measurement, plan, name)
 
 
-def malloc_decides(measurement: Measurement, name: str) -> bool:
+def _malloc_decides(measurement: Measurement, plan: Plan, name: str) -> bool:
     """Whether more than 1 % of the resident memory may be what malloc keeps of the model: there are two numbers then.
 
     Records of stages 0 to 2 from before ``verify`` fixed malloc's threshold (:mod:`dsplan.heap_threshold`).
     """
     host = measurement.worst_rank.host
     model = shape_from_config(dict(measurement.configuration.model), where=name)
-    kept = kept_by_malloc(model, plan_of(measurement, name), threshold=host.mmap_threshold_bytes)
+    kept = kept_by_malloc(model, plan, threshold=host.mmap_threshold_bytes)
     return kept > _LITTLE * (host.peak_rss_bytes or host.rss_bytes)

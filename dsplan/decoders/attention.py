@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dsplan.attention import ACCUMULATOR, CONTEXT, LOG_SUM_EXP, RNG_STATE
-from dsplan.efficient_attention import FLOAT_BYTES, efficient_backward_workspaces
+from dsplan.attention import ACCUMULATOR, CONTEXT, LOG_SUM_EXP, RNG_STATE, efficient_workspaces
 from dsplan.errors import InputError
 from dsplan.kernels import CPU_FLASH, EFFICIENT, FLASH, MATH
 from dsplan.ledger import Term
@@ -135,21 +134,13 @@ def fused(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tens
             for each in held:
                 t.release(each)
         elif kernel == EFFICIENT:
-            _efficient_workspaces(t, shape)
+            efficient_workspaces(t, shape.element_bytes, shape.batch, shape.heads, shape.length, shape.head_size)
         t.release(gradient)
         t.forget(*kept)
         for tensor, part in zip((q, k, v), parts, strict=True):
             t.give(tensor, part)
 
     return t.node(out, backward)
-
-
-def _efficient_workspaces(t: Tape, shape: GroupedShape) -> None:
-    if shape.element_bytes != FLOAT_BYTES:  # the sums over a head alone
-        t.temporary(FLOAT_BYTES * shape.batch * shape.heads * shape.length, ACCUMULATOR)
-        return
-    for part in efficient_backward_workspaces(shape.batch, shape.heads, shape.length, shape.head_size):
-        t.temporaries(part, ACCUMULATOR)
 
 
 def windowed(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: GroupedShape) -> Tensor:

@@ -21,7 +21,6 @@ LARGEST_THRESHOLD = 32 * MIB
 #: The threshold once torch 2.13 and DeepSpeed 0.19.8 are imported, whose own blocks have raised it to 1.9 MiB.
 IMPORTED_THRESHOLD = 2 * MIB
 _FP32 = 4
-STAGE_BUILT_ON_DEVICE = 3
 
 
 def kept_by_malloc(model: ModelShape, plan: Plan, *, threshold: int | None = None) -> int:
@@ -30,7 +29,7 @@ def kept_by_malloc(model: ModelShape, plan: Plan, *, threshold: int | None = Non
     Args:
         threshold: as MALLOC_MMAP_THRESHOLD_ fixes it, in bytes; None: it moves.
     """
-    if plan.zero.stage == STAGE_BUILT_ON_DEVICE:  # under zero.Init
+    if plan.zero.builds_on_device:
         return 0
     return _heap_peak(model, plan.workload.element_bytes, threshold)
 

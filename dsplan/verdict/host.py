@@ -15,7 +15,7 @@ from dsplan.model import ModelShape
 from dsplan.overhead import PROCESS_HOST_BYTES
 from dsplan.plan import Plan
 from dsplan.units import MIB, format_bytes
-from dsplan.verdict.heap import STAGE_BUILT_ON_DEVICE, kept_by_malloc
+from dsplan.verdict.heap import kept_by_malloc
 from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT
 from dsplan.verdict.rows import HostEstimate
 from dsplan.verdict.swap import swapped
@@ -23,15 +23,11 @@ from dsplan.walk import Walk, WalkResult, capacity_of
 
 #: deepspeed/env_report.py get_shm_size warns below it: NCCL connects the ranks of a node through files there.
 SMALLEST_SHARED_BYTES = 512 * MIB
-
-
 #: Measured on H200 after the formulas and the dry run agreed (docs/accuracy.md); why is not known yet.
 UNSURE_MUON = (
     "Muon at stage 3 and with its optimizer on the CPU was measured to take more than is predicted (11 % of the device "
     "in the step of gpt2-medium, 1.3 GiB of the host with gpt2): verify measures it"
 )
-
-
 #: Of a rank's memory: less than this may be counted although it is not there at that moment.
 LITTLE = 0.01
 
@@ -84,7 +80,7 @@ def host_estimate(
 def is_unsure(plan: Plan) -> bool:
     """Whether runs like it took more than was predicted, so that nothing is called ``fits``."""
     zero = plan.zero
-    return plan.workload.optimizer == "muon" and (zero.offloads_optimizer or zero.stage == STAGE_BUILT_ON_DEVICE)
+    return plan.workload.optimizer == "muon" and (zero.offloads_optimizer or zero.builds_on_device)
 
 
 def judge_host(host: HostEstimate, cluster: Cluster) -> HostVerdict:
@@ -153,7 +149,7 @@ class _AfterBuilding(Ledger):
 
 def _peak_after_building(model: ModelShape, plan: Plan, cluster: Cluster, kernels: Kernels) -> int:
     """The walk's peak of a rank's host memory once the model has left the host, in bytes."""
-    if plan.zero.stage == STAGE_BUILT_ON_DEVICE:
+    if plan.zero.builds_on_device:
         return 0
     ledger = _AfterBuilding(kernels)
     run = Run(

@@ -17,7 +17,7 @@ from dsplan.measurement import Measurement, measurement_from_document
 from dsplan.modelfile import shape_from_config
 from dsplan.units import MIB
 from dsplan.verify_device import measured_accelerator
-from tests.accuracy.records import host_of_node, measurements, resident_bytes
+from tests.accuracy.records import compared, host_of_node, resident_bytes
 from tests.early_release import BETWEEN, EARLIEST, LATEST, released, steady_steps
 from tests.record_plans import host_is_open, plan_of
 
@@ -38,8 +38,7 @@ class Range:
 def records() -> Mapping[str, Measurement]:
     """By name, those of ``tests/data/between`` first, then others that offload and whose host memory is open."""
     kept = {path.stem: _read(path) for path in sorted(BETWEEN.glob("*.json"))}
-    offloaded = {name: found for name, found in measurements().items() if "offload" in name}
-    return kept | {name: found for name, found in offloaded.items() if host_is_open(found, name)}
+    return kept | {found.name: found.measurement for found in compared() if found.plan.zero.offloads and not found.host}
 
 
 def _read(path: Path) -> Measurement:
@@ -49,11 +48,11 @@ def _read(path: Path) -> Measurement:
 def host_ranges() -> Iterator[Range]:
     """Resident memory of all ranks: as expected, and with all that malloc may keep; or without a bound."""
     for name, found in records().items():
-        resident = resident_bytes(found)
-        if resident is None or not host_is_open(found, name):
+        resident, plan = resident_bytes(found), plan_of(found, name)
+        if resident is None or not host_is_open(found, plan, name):
             continue
         model = shape_from_config(dict(found.configuration.model), where=name)
-        host = host_of_node(found, model, plan_of(found, name), measured_accelerator(found.device))
+        host = host_of_node(found, model, plan, measured_accelerator(found.device))
         yield Range(
             record=name,
             quantity="host memory of the node",

@@ -147,7 +147,7 @@ def compare_record(name: str, measurement: Measurement) -> Compared | Refused:
             comparison=compare(measurement, prediction, tolerance_percent=TOLERANCE_PERCENT),
             peak_of_tensors=compare(measurement, plain, tolerance_percent=TOLERANCE_PERCENT).peak_allocated,
             host=None
-            if resident is None or (offloads(plan) and host_is_open(measurement, name))
+            if resident is None or (plan.zero.offloads and host_is_open(measurement, plan, name))
             else Difference(
                 predicted_bytes=host_of_node(measurement, model, plan, card).bytes_per_node, measured_bytes=resident
             ),
@@ -161,11 +161,6 @@ def resident_bytes(measurement: Measurement) -> int | None:
     resident = [rank.host.peak_rss_bytes for rank in measurement.ranks]
     known = [size for size in resident if size is not None]
     return sum(known) if len(known) == len(resident) else None
-
-
-def offloads(plan: Plan) -> bool:
-    """Optimizer or parameters."""
-    return plan.zero.offloads_optimizer or plan.zero.offloads_parameters
 
 
 def host_of_node(measurement: Measurement, model: ModelShape, plan: Plan, card: Accelerator) -> HostEstimate:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from dsplan.measurement import measurement_from_document
 from dsplan.units import MIB
-from tests.accuracy.records import ROOT, Compared, Refused, compare_record, offloads
+from tests.accuracy.records import ROOT, Compared, Refused, compare_record
 from tests.accuracy.tables import percent
 
 SHARED_RECORDS = ROOT / "tests" / "data" / "shared_records.json"
@@ -35,7 +35,7 @@ def table() -> list[str]:
     ]
     for found in shared():
         peak = found.comparison.peak_allocated
-        host = percent(found.host.error_percent or 0) if offloads(found.plan) and found.host is not None else ""
+        host = percent(found.host.error_percent or 0) if found.plan.zero.offloads and found.host is not None else ""
         lines.append(
             f"| {found.name} | {found.world_size} | {peak.measured_bytes / MIB:,.1f} "
             f"| {peak.predicted_bytes / MIB:,.1f} | {percent(found.peak.percent)} | {host} |"

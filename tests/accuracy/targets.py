@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dsplan.units import MIB
 from tests.accuracy.errors import Errors
-from tests.accuracy.records import Compared, against_dry_runs, offloads, phase_name
+from tests.accuracy.records import Compared, against_dry_runs, phase_name
 from tests.accuracy.splits import halves
 from tests.dry_comparison import Value
 from tests.halves import SEEN, UNSEEN
@@ -90,4 +90,5 @@ def rows(records: Sequence[Compared]) -> list[Row]:
 
 def host_values(records: Iterable[Compared]) -> list[Value]:
     """Host memory of the node, of the records that offload."""
-    return [Value(found.name, "", found.host) for found in records if found.host is not None and offloads(found.plan)]
+    offloaded = (found for found in records if found.plan.zero.offloads)
+    return [Value(found.name, "", found.host) for found in offloaded if found.host is not None]

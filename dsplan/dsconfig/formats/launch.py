@@ -24,7 +24,6 @@ SLURM_NAME = "launch_slurm.sh"
 
 _HEAD = "#!/usr/bin/env bash\n"
 _STRICT = "set -euo pipefail\n"
-_STAGE_BUILT_ON_DEVICE = 3
 #: What a task of Slurm's does before it becomes the script, which it gets as its arguments.
 _TASK = 'export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"; exec "$@"'
 
@@ -77,7 +76,7 @@ def deepspeed_script(target: Target, *, hostfile: str) -> str:
 
 def _heap(target: Target) -> str:
     """Where the model is built on the host: the line that has malloc give it back (:mod:`dsplan.heap_threshold`)."""
-    if target.plan.zero.stage >= _STAGE_BUILT_ON_DEVICE:
+    if target.plan.zero.builds_on_device:
         return ""
     return (
         "# Each rank builds the model on the host: malloc gives back what has moved to the device.\n"

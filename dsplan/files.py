@@ -27,21 +27,23 @@ def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     """A file that becomes ``path`` when all has been written to it.
 
     It is a temporary file in the same folder, which then takes the name: a reader sees the old file or the new one,
-    and an interrupted write leaves neither half.
+    and an interrupted write leaves neither half. Where ``path`` is a symbolic link, the file that it leads to is
+    written, and the link stays.
 
     Raises:
-        InputError: ``path`` exists and ``force`` is False; it is a folder; its folder is missing or
-            cannot be written.
+        InputError: ``path`` exists and ``force`` is False; it is a folder, or a device or pipe, which a rename would
+            remove; its folder is missing or cannot be written.
     """
     require_target(path, force=force)
+    target = Path(os.path.realpath(path))
     temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             yield file
         # mkstemp makes the file private; a configuration is to be read by the job that uses it.
         Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        Path(temporary).replace(target)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -54,10 +56,18 @@ def require_target(path: Path, *, force: bool) -> None:
     """Raise InputError unless a file may be written at ``path``: to be asked before the work that fills it."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: cannot be written: {path.parent} is a folder in which you may not write")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is a device or a pipe, not a file; name a file")
+    folder = path.parent
+    if path.is_symlink():
+        target = Path(os.path.realpath(path))  # not resolve(), which raises where links go in a circle
+        if target.is_symlink():
+            raise InputError(f"{path}: is a link in a circle, which leads to no file")
+        folder = target.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: the folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: cannot be written: {folder} is a folder in which you may not write")
     if path.exists() and not force:
         raise InputError(f"{path}: exists already; choose another name or overwrite it with --force")
 

@@ -54,3 +54,38 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_text(encoding="utf-8") == "old"
+
+
+def test_a_device_or_a_pipe_is_no_target(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=r"pipe: is a device or a pipe, not a file"):
+        write_text(pipe, "x", force=True)
+    assert pipe.is_fifo(), "a rename would have put a file in its place: /dev/null, for root"
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    target = tmp_path / "configs" / "zero3.json"
+    link = tmp_path / "ds.json"
+    link.symlink_to(target)
+    write_text(link, "new", force=False)
+    assert link.is_symlink()
+    assert target.read_text(encoding="utf-8") == "new"
+    with pytest.raises(InputError, match="exists already"):
+        write_text(link, "newer", force=False)
+    write_text(link, "newer", force=True)
+    assert link.is_symlink()
+    assert target.read_text(encoding="utf-8") == "newer"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_that_leads_nowhere_is_one_line(tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    with pytest.raises(InputError, match="is a link in a circle"):
+        write_text(circle, "x", force=True)
+    astray = tmp_path / "astray"
+    astray.symlink_to(tmp_path / "none" / "ds.json")
+    with pytest.raises(InputError, match="does not exist; make it first"):
+        write_text(astray, "x", force=True)

@@ -9,6 +9,7 @@ import torch
 
 from dsplan.errors import NoDeviceError
 from runner.device.base import DeviceInfo, Memory, PeakWindow
+from runner.device.peaks import cuda_peaks
 from runner.device.resident import ProcessMemory
 
 
@@ -26,6 +27,7 @@ class CudaDevice:
             raise NoDeviceError("device: cuda was asked for, but torch sees no CUDA device on this machine")
         self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(self._device)
+        self._peaks = cuda_peaks(self._device)
 
     def info(self) -> DeviceInfo:
         properties = torch.cuda.get_device_properties(self._device)
@@ -50,13 +52,10 @@ class CudaDevice:
         )
 
     def peak(self) -> PeakWindow:
-        return PeakWindow(
-            allocated_bytes=torch.cuda.max_memory_allocated(self._device),
-            reserved_bytes=torch.cuda.max_memory_reserved(self._device),
-        )
+        return self._peaks.of_phase()
 
     def reset_peak(self) -> None:
-        torch.cuda.reset_peak_memory_stats(self._device)
+        self._peaks.begin_phase()
 
     def limit(self, size_bytes: int) -> None:
         _, total = torch.cuda.mem_get_info(self._device)

@@ -1,4 +1,4 @@
-"""Four and eight ranks on two cards: ``python -m tests.gpu.sweep shared-4 OUTPUT.json --gpus 2`` (``--share-devices``).
+"""Four and eight ranks on two cards, and eight on four: ``python -m tests.gpu.sweep shared-4 OUTPUT.json --gpus 2``.
 
 The first three cases of four ranks are those of which there are records from four cards: what a rank allocates must be
 the same to the byte. The models of eight ranks are those of the published benchmark.
@@ -80,4 +80,15 @@ SHARED_8 = [
     Case(name="1.7B-z3-offload-n8-on2", model="1.7B", stage=3, zero=CPU, **_ONE),
     Case(name="1.7B-z3-offload-ckpt-n8-on2", model="1.7B", stage=3, zero=CPU, checkpointing="deepspeed", **_ONE),
     Case(name="10B-z3-n8-on2", model="10B", stage=3, steps=3, **_ONE),
+]
+
+_FOUR_CARDS = {**_ONE, "devices": 4, "steps": 3}
+
+SHARED_8_ON_4 = [
+    Case(name="1.7B-z3-offload-n8-on4", model="1.7B", stage=3, zero=CPU, **_FOUR_CARDS),
+    Case(name="1.7B-z3-offload-ckpt-n8-on4", model="1.7B", stage=3, zero=CPU, checkpointing="deepspeed", **_FOUR_CARDS),
+    Case(name="10B-z3-n8-on4", model="10B", stage=3, **_FOUR_CARDS),
+    Case(name="1.7B-z0-n8-on4", model="1.7B", stage=0, **_FOUR_CARDS),
+    Case(name="16.9B-z3-n8-on4", model="20B", shape={"num_layers": 21}, stage=3, **_FOUR_CARDS),
+    Case(name="20B-z3-offload-n8-on4", model="20B", stage=3, zero=CPU, **_FOUR_CARDS),
 ]

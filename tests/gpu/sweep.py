@@ -22,9 +22,16 @@ from dsplan.hardware import Cluster
 from tests.gpu.cases import REMADE, Case
 from tests.gpu.cases import SETS as MINGPT_SETS
 from tests.gpu.hf_cases import HF
-from tests.gpu.shared_cases import SHARED_4, SHARED_8
+from tests.gpu.shared_cases import SHARED_4, SHARED_8, SHARED_8_ON_4
 
-SETS = {**MINGPT_SETS, "remade": REMADE, "HF": HF, "shared-4": SHARED_4, "shared-8": SHARED_8}
+SETS = {
+    **MINGPT_SETS,
+    "remade": REMADE,
+    "HF": HF,
+    "shared-4": SHARED_4,
+    "shared-8": SHARED_8,
+    "shared-8-on-4": SHARED_8_ON_4,
+}
 
 
 @dataclass

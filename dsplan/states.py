@@ -14,6 +14,11 @@ PARAMETERS = Term("parameters", "e·Ψ (flat: e·Ψp)", f"{ZERO} §3; engine.py 
 PARTITIONED_PARAMETERS = Term(
     "partitioned parameters", "e·Σ⌈n/N⌉", f"{ZERO} §5.3; partition_parameters.py _partition_param, stage3.py defragment"
 )
+FROZEN_PARAMETERS = Term(
+    "parameters that are not trained",
+    "e·n each",
+    "engine.py _configure_distributed_model: cast and moved with the rest",
+)
 BUFFERS = Term(
     "causal mask buffers", "4·L·T² (stage 3: e·L·T²)", "minGPT register_buffer; engine.py keeps buffers fp32"
 )

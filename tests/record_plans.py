@@ -11,7 +11,6 @@ from dsplan.measurement import Measurement
 from dsplan.modelfile import shape_from_config
 from dsplan.plan import Plan
 from dsplan.verdict.heap import kept_by_malloc
-from dsplan.verdict.host import is_unsure
 
 #: Of a rank's resident memory: less than this makes no difference to what is compared.
 _LITTLE = 0.01
@@ -32,11 +31,6 @@ def plan_of(measurement: Measurement, name: str) -> Plan:
 
 
 def host_is_open(measurement: Measurement, plan: Plan, name: str) -> bool:
-    """Whether resident memory with offload has no one number: malloc decides it, or nothing is promised of it."""
-    return is_unsure(plan) or _malloc_decides(measurement, plan, name)
-
-
-def _malloc_decides(measurement: Measurement, plan: Plan, name: str) -> bool:
     """Whether more than 1 % of the resident memory may be what malloc keeps of the model: there are two numbers then.
 
     Records of stages 0 to 2 from before ``verify`` fixed malloc's threshold (:mod:`dsplan.heap_threshold`).

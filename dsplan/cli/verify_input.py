@@ -30,7 +30,6 @@ from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.units import parse_size
-from dsplan.verdict.host import UNSURE_MUON, is_unsure
 from dsplan.verification import DATA, Job, NotCovered, require_verifiable
 from dsplan.verify_device import DEVICES
 
@@ -71,8 +70,6 @@ def read_job(
     job = replace(job, memory_cap_bytes=cap, devices=run.share_devices, late_release=run.late_release)
     if not job.device.is_dry:
         _require_nvme(job.name, job.ds_config)
-    elif isinstance(job.against, Plan) and is_unsure(job.against):
-        typer.echo(f"dsplan: {UNSURE_MUON}", err=True)
     require_verifiable(job)
     if read is not None:
         for filled in (*read.inferred, *read.overrides):

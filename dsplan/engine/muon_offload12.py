@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from dsplan import buffers, states
 from dsplan.engine.base import Run
+from dsplan.engine.muon_repeats import Repeats
 from dsplan.engine.muon_stage12 import MuonStage12
-from dsplan.engine.muon_update import take_update
 from dsplan.partition import FlatPartition
 from dsplan.units import MIB, round_up
 
@@ -28,6 +28,7 @@ class MuonOffload12(MuonStage12):
         self.scales = run.plan.workload.precision == "fp16"  # the loss
         if run.world_size > 1:
             self.num_steps = 3  # in the second it gathers the momentum too, into buffers of its own
+        self._updated: Repeats[tuple[tuple[tuple[int, int], int], ...]] = Repeats()
         self._cached: dict[tuple[int, int], int] = {}  # bytes by elements of a chunk and lists of tensors, oldest first
 
     def _take_updates(self) -> None:
@@ -39,7 +40,7 @@ class MuonOffload12(MuonStage12):
         if first:
             ledger.alloc(states.HOST_MUON_MOMENTUM, FULL * self.muons.size)
         for batch in self._batches():
-            self._update_batch(batch, momentum_was_created=first)
+            self._update_like_before(batch, momentum_was_created=first)
         super().step(first=first)
 
     def _batches(self) -> Iterator[list[int]]:
@@ -55,6 +56,24 @@ class MuonOffload12(MuonStage12):
             elements += self.sizes[index]
         yield batch
 
+    def _update_like_before(self, batch: list[int], *, momentum_was_created: bool) -> None:
+        """As :meth:`_update_batch`; of matrices of the same shapes, of which the rank has as much, it comes to the
+        same."""
+        parameters, slice_of = self.run.model.parameters, self.slice_of
+        shapes = tuple([parameters[index].shape for index in batch])
+        if not self.compiled.repeat(self.ledger, shapes):
+            self._update_batch(batch, momentum_was_created=momentum_was_created)
+            return
+        owned = tuple([slice_of.get(index, 0) for index in batch])
+        chunk = self._most_of_a_rank(batch) if self.run.world_size > 1 else 0
+        key = shapes, owned, chunk, momentum_was_created, tuple(self._cached)
+
+        def act() -> tuple[tuple[tuple[int, int], int], ...]:
+            self._update_batch(batch, momentum_was_created=momentum_was_created)
+            return tuple(self._cached.items())
+
+        self._cached = dict(self._updated.take(self.ledger, key, act))
+
     def _update_batch(self, batch: list[int], *, momentum_was_created: bool) -> None:
         """_apply_muon_updates_cpu_offload of one batch."""
         ledger, model = self.ledger, self.run.model
@@ -68,7 +87,7 @@ class MuonOffload12(MuonStage12):
             ledger.alloc_many(states.MUON_GATHERED, whole)
         held = 0
         for index in batch:
-            take_update(ledger, model.parameters[index].shape, "fp32")
+            self.compiled.take(ledger, model.parameters[index].shape, "fp32")
             ledger.free(states.MUON_UPDATES, held)
             held = FULL * self.sizes[index]
             own = self.slice_of.get(index, 0)
@@ -83,9 +102,7 @@ class MuonOffload12(MuonStage12):
     def _gathering_buffers(self, batch: list[int], lists: int) -> None:
         """_muon_all_gather_partitions: a chunk of the rank's own and of all ranks' parts, kept for the next step."""
         world, ledger = self.run.world_size, self.ledger
-        begin = self.offsets[batch[0]]
-        end = self.offsets[batch[-1]] + self.sizes[batch[-1]]
-        chunk = min(_most_of_a_rank(begin, end, self.muons), max(1, MAX_BUFFER_BYTES // ((world + 1) * lists * FULL)))
+        chunk = min(self._most_of_a_rank(batch), max(1, MAX_BUFFER_BYTES // ((world + 1) * lists * FULL)))
         found = self._cached.pop((chunk, lists), 0)
         size = FULL * chunk * lists
         if not found:
@@ -94,6 +111,10 @@ class MuonOffload12(MuonStage12):
                 ledger.free_many(states.MUON_GATHERING, (oldest // (world + 1), oldest // (world + 1) * world))
             ledger.alloc_many(states.MUON_GATHERING, (size, size * world))
         self._cached[chunk, lists] = (world + 1) * size
+
+    def _most_of_a_rank(self, batch: list[int]) -> int:
+        """Elements of the matrices of the rank that has most of them."""
+        return _most_of_a_rank(self.offsets[batch[0]], self.offsets[batch[-1]] + self.sizes[batch[-1]], self.muons)
 
 
 def _most_of_a_rank(begin: int, end: int, part: FlatPartition) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dsplan import buffers, states
 from dsplan.engine.muon_stage3 import MuonStage3
-from dsplan.engine.muon_update import take_update
 
 FULL = 4  # bytes of an fp32 element: gradients are fp32 on the host
 
@@ -36,7 +35,7 @@ class MuonOffload3(MuonStage3):
         self._bind_new("local_momentum_parts", [self.c * part for part in parts])
         self._bind("full_grads", self._gather(parts, lists=2), states.MUON_GATHERED)
         for index, part in zip(group, parts, strict=True):
-            take_update(ledger, self.run.model.parameters[index].shape, accumulated)
+            self.compiled.take(ledger, self.run.model.parameters[index].shape, accumulated)
             self._bind("update", [self.g * self.sizes[index]], states.MUON_UPDATES)
             self._bind_new("local_update", [self.g * part])
             if workload.precision == "fp16":  # times the loss scale

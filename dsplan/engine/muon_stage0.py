@@ -9,7 +9,7 @@ from __future__ import annotations
 from dsplan import states
 from dsplan.engine.base import Run
 from dsplan.engine.muon_groups import muon_groups
-from dsplan.engine.muon_update import take_update
+from dsplan.engine.muon_update import Updates
 from dsplan.engine.stage0 import Stage0, Stage0Plain, Stage0Unfused
 from dsplan.overhead import WORKSPACE
 
@@ -17,6 +17,7 @@ from dsplan.overhead import WORKSPACE
 class _MuonUpdate(Stage0):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
+        self.compiled = Updates()
         self.muons, self.adams = muon_groups(run.model)
 
     def update(self, *, makes_states: bool) -> None:
@@ -25,7 +26,7 @@ class _MuonUpdate(Stage0):
         for index, numel in zip(self.muons.order, self.muons.numels, strict=True):
             if makes_states:
                 ledger.alloc(states.MUON_MOMENTUM, 4 * numel)
-            take_update(ledger, model.parameters[index].shape, "fp32")
+            self.compiled.take(ledger, model.parameters[index].shape, "fp32")
             ledger.free(states.MUON_UPDATES, held)
             held = 4 * numel
         if makes_states:

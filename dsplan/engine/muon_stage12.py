@@ -9,7 +9,7 @@ from __future__ import annotations
 from dsplan import states
 from dsplan.engine.base import Run
 from dsplan.engine.muon_groups import muon_groups
-from dsplan.engine.muon_update import take_update
+from dsplan.engine.muon_update import Updates
 from dsplan.engine.stage12 import Stage12
 from dsplan.partition import FlatPartition
 
@@ -19,6 +19,7 @@ class MuonStage12(Stage12):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
+        self.compiled = Updates()
         self.has_momentum = False
         self.updates: list[int] = []  # bytes of each, a whole matrix
 
@@ -72,7 +73,7 @@ class MuonStage12(Stage12):
             ledger.alloc(states.MUON_MOMENTUM, self.e * self.muons.owned_elements)
             ledger.alloc(states.MUON_STAGED_MOMENTUM, self.e * self.muons.owned_elements)
         for index, numel in self.muons.owned:
-            take_update(ledger, model.parameters[index].shape, self.run.plan.workload.precision)
+            self.compiled.take(ledger, model.parameters[index].shape, self.run.plan.workload.precision)
             self.updates.append(self.e * numel)
         for gradients in (self.fresh, self.kept):  # of storages of their own; Adam's wait for the step
             self._free_gradients([index for index in gradients if index in self.of_muon])

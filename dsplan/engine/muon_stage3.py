@@ -12,7 +12,8 @@ from functools import lru_cache
 from dsplan import states
 from dsplan.engine.base import Run
 from dsplan.engine.muon_groups import muon_groups
-from dsplan.engine.muon_update import take_update
+from dsplan.engine.muon_repeats import Repeats
+from dsplan.engine.muon_update import Updates
 from dsplan.engine.stage3 import Stage3
 from dsplan.engine.stage3_swapping import HOST_PARTITION, sub_groups
 from dsplan.engine.trained import trained_part
@@ -24,6 +25,12 @@ from dsplan.zero import ZeroConfig
 
 #: __init__, _muon_allgather_max_cached_bytes.
 MAX_CACHED_BYTES = 256 * MIB
+#: _muon_update_sub_group: of the two gathers of a round, which hold what they gather into until those of the next.
+_HANDLES = ("grad_handle", "momentum_handle")
+#: The same: what the loop that copies results out of padded tensors leaves its names for.
+_COPIED = (("gathered_grad", "grad_out"), ("gathered_momentum", "momentum_out"))
+#: Names with the bytes of what they stand for, and the buffers that are kept.
+_Left = tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[tuple[int, int], tuple[int, int]], ...]]
 
 
 class MuonStage3(Stage3):
@@ -33,9 +40,11 @@ class MuonStage3(Stage3):
         self.muons, self.adams = muon_groups(trained_part(run.model), under_zero_init=True)
         self.of_muon = frozenset(self.muons.order)
         super().__init__(run)
+        self.compiled = Updates()
         workload = run.plan.workload
         self.communicated = workload.communication_data_type or workload.precision
         self._cached: dict[tuple[int, int], tuple[int, int]] = {}  # bytes of buffers, by elements and width
+        self._chunks: Repeats[_Left] = Repeats()
         self._names: dict[str, list[int]] = {}  # what names of DeepSpeed's functions stand for (bytes)
 
     def _sub_groups(self) -> list[list[int]]:
@@ -74,10 +83,28 @@ class MuonStage3(Stage3):
         self.ledger.moment = "Muon's updates"
         for group in self.sub_groups:
             for chunk in _chunks(group, self.sizes, self.zero.reduce_bucket_size) if self._is_muons(group) else ():
-                fulls = self._gather([self.parts[index] for index in chunk], lists=1)
-                self._update_chunk(chunk)
-                self._bind("full_grads", fulls, states.MUON_GATHERED)
+                self._update_like_before(chunk)
         self._bind("full_grads", [], states.MUON_GATHERED)
+
+    def _update_like_before(self, chunk: list[int]) -> None:
+        """As :meth:`_update_gathered`; of matrices of the same shapes, met as the ones before, it comes to the same."""
+        parameters, run = self.run.model.parameters, self.run
+        shapes = tuple([parameters[index].shape for index in chunk])
+        if not self.compiled.repeat(self.ledger, shapes[run.rank :: run.world_size]):
+            self._update_gathered(chunk)
+            return
+        names = tuple([(name, *sizes) for name, sizes in self._names.items()])
+        key = shapes, names, tuple(self._cached)
+        left, cached = self._chunks.take(self.ledger, key, lambda: self._update_gathered(chunk))
+        self._names = {name: list(sizes) for name, sizes in left}
+        self._cached = dict(cached)
+
+    def _update_gathered(self, chunk: list[int]) -> _Left:
+        """_apply_muon_to_accumulated_grads, one chunk; returns what its names and the buffers are then."""
+        fulls = self._gather([self.parts[index] for index in chunk], lists=1)
+        self._update_chunk(chunk)
+        self._bind("full_grads", fulls, states.MUON_GATHERED)
+        return tuple([(name, tuple(sizes)) for name, sizes in self._names.items()]), tuple(self._cached.items())
 
     def _update_chunk(self, chunk: list[int]) -> None:
         """_muon_update_sub_group."""
@@ -90,18 +117,28 @@ class MuonStage3(Stage3):
             shapes = {self.run.model.parameters[index].shape for index in several}
             uniform = len(several) == world and len(shapes) == 1
             if rank < len(several):
-                take_update(ledger, self.run.model.parameters[several[rank]].shape, self.communicated)
+                self.compiled.take(ledger, self.run.model.parameters[several[rank]].shape, self.communicated)
                 self._free("update", states.MUON_UPDATES)
                 self._names["update"] = [self.c * self.sizes[several[rank]]]
-            largest = 0 if uniform else self.c * max(self.sizes[index] for index in several)
+            largest = self.c * max(self.sizes[index] for index in several)
+            padded = 0 if uniform else largest
             for name, count in (("local_grad", 1), ("local_momentum", 1), ("grad_out", world), ("momentum_out", world)):
-                self._bind_new(name, [largest] * count)
+                self._bind_new(name, [padded] * count)
+            for name in _HANDLES:
+                self._bind_new(name, [world * largest])  # ProcessGroupNCCL.cpp, allgather: what it gathers into
+            if not uniform:
+                for name, out in _COPIED:
+                    self._free(name, states.MUON_EXCHANGE)
+                    self._names[name] = [self._names[out].pop()]
+        self._free("gathered_momentum", states.MUON_EXCHANGE)  # the name is used again
         for index in chunk:
             part = self.parts[index]
             pads = (rank + 1) * part > self.sizes[index]
             self._bind_new("buffer_to_update", [self.g * part] if pads else [])
         self._free("update", states.MUON_UPDATES)
-        for name in ("local_grad", "local_momentum", "grad_out", "momentum_out", "buffer_to_update"):
+        for name in ("local_grad", "local_momentum", "grad_out", "momentum_out", *_HANDLES):
+            self._free(name, states.MUON_EXCHANGE)
+        for name in ("gathered_grad", "buffer_to_update"):
             self._free(name, states.MUON_EXCHANGE)
         ledger.free_many(states.MUON_GATHERED, clones)
         ledger.free_many(states.MUON_GATHERED, momentum)
@@ -143,7 +180,9 @@ class MuonStage3(Stage3):
         self._names[name] = sizes
 
     def _free(self, name: str, term: Term) -> None:
-        self.ledger.free_many(term, self._names.pop(name, []))
+        held = self._names.pop(name, None)
+        if held:
+            self.ledger.free_many(term, held)
 
 
 def _cut(group: FlatGroup, world_size: int, size: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """Muon's update of one matrix: the tensors that its lines make, and what stays of them.
 
-torch.compile makes the update of DeepSpeed; here it is taken line by line, as a dry run does (docs/dry-run.md says what
-inductor saves).
+DeepSpeed has torch.compile make the update: on an accelerator it takes the buffers of ``muon_compiled``. On the CPU it
+is taken line by line, as a dry run does.
 
 Source: DeepSpeed 0.19.8 runtime/zero/muon/original_muon.py (muon_update, zeropower_via_gram_newtonschulz,
 ns_compute_dtype); names of tensors are that file's.
@@ -9,13 +9,22 @@ ns_compute_dtype); names of tensors are that file's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from math import prod
 
 from dsplan import states
+from dsplan.engine.muon_compiled import CACHE_BYTES, Codes, Timed, compiled_changes, on_device, timed_parts
 from dsplan.kernels import Kernels
-from dsplan.ledger import Ledger
+from dsplan.ledger import PINNED, Ledger, Term
 from dsplan.workload import PRECISION_BYTES
+
+HOST_COPIES = Term(
+    "gradients and momentum of Muon's matrices (host), copied while kernels are timed",
+    "g·n each, where the device has no room",
+    "torch/_inductor/runtime/triton_heuristics.py copy_args_to_cpu_if_needed",
+    PINNED,
+)
 
 #: muon_update: iterations of Newton and Schulz, and the one before which the Gram method starts anew.
 STEPS, RESTART_AT = 5, 2
@@ -130,29 +139,63 @@ def _gram(t: _Lines, x: int, square: int) -> int:
     return result
 
 
-def half_of(kernels: Kernels) -> str:
-    """ns_compute_dtype: fp16 but on the CPU, which DeepSpeed takes to have none (accelerator/cpu_accelerator.py)."""
-    return "fp32" if kernels.one_pool else "fp16"
+class Updates:
+    """The updates of one rank, in their order.
+
+    On an accelerator their code is compiled and, when it is new, timed; on the CPU they are taken line by line. The
+    iterations run in fp16, on the CPU in fp32, for DeepSpeed takes it to have no fp16 (ns_compute_dtype;
+    accelerator/cpu_accelerator.py).
+    """
+
+    def __init__(self) -> None:
+        self._codes = Codes()
+
+    def repeat(self, ledger: Ledger, shapes: Iterable[tuple[int, ...]]) -> bool:
+        """Whether the updates of ``shapes`` only come to what they came to before: no code is new, and nobody asks for
+        their tensors one by one."""
+        return not ledger.detailed and (ledger.kernels.one_pool or all(map(self._codes.have_met, shapes)))
+
+    def take(self, ledger: Ledger, shape: tuple[int, ...], precision: str) -> None:
+        """One call of ``muon_update``: its temporaries, and the update that it returns, a term of its own."""
+        if ledger.kernels.one_pool:
+            _take(ledger, update_changes(shape, precision, "fp32"))
+        elif self._codes.are_new(shape):
+            parts = timed_parts(shape, precision, "fp16", exact=self._codes.exact)
+            _take_all(ledger, compiled_changes(shape, precision, "fp16"), {part.place: part for part in parts})
+        else:
+            _take(ledger, compiled_changes(shape, precision, "fp16"))
 
 
-def take_update(ledger: Ledger, shape: tuple[int, ...], precision: str) -> None:
-    """One call of ``muon_update``: its temporaries, and the update that it returns, a term of its own."""
-    changes = update_changes(shape, precision, half_of(ledger.kernels))
+def _take(ledger: Ledger, changes: tuple[int, ...]) -> None:
     if ledger.detailed:
-        for change in changes[: _returned(changes)]:
-            _change(ledger, change)
-        ledger.alloc(states.MUON_UPDATES, PRECISION_BYTES[precision] * prod(shape))
-        for change in changes[_returned(changes) + 1 :]:
-            _change(ledger, change)
+        _take_all(ledger, changes, {})
     else:
         ledger.rise_and_settle(*_height(changes, ledger.kernels))
 
 
-def _change(ledger: Ledger, change: int) -> None:
-    if change > 0:
-        ledger.alloc(states.NEWTON_SCHULZ, change)
-    else:
-        ledger.free(states.NEWTON_SCHULZ, -change)
+def _take_all(ledger: Ledger, changes: tuple[int, ...], timed: Mapping[int, Timed]) -> None:
+    update = _returned(changes)
+    for place, change in enumerate(changes):
+        if place in timed:
+            _time(ledger, timed[place])
+        if change < 0:
+            ledger.free(states.NEWTON_SCHULZ, -change)
+        else:
+            ledger.alloc(states.MUON_UPDATES if place == update else states.NEWTON_SCHULZ, change)
+
+
+def _time(ledger: Ledger, part: Timed) -> None:
+    """Copies of what is written over, on the device or in page-locked memory, and what empties the cache."""
+    room = 0 if part.anyway else ledger.room(sum(part.copies))
+    copied, on_host = on_device(part, room), list(part.copies)
+    for size in copied:
+        on_host.remove(size)
+    ledger.alloc_many(HOST_COPIES, on_host)
+    for size in (CACHE_BYTES, *copied):
+        ledger.alloc(states.NEWTON_SCHULZ, size)
+    for size in (CACHE_BYTES, *copied):
+        ledger.free(states.NEWTON_SCHULZ, size)
+    ledger.free_many(HOST_COPIES, on_host)
 
 
 def _returned(changes: tuple[int, ...]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dsplan.engine.muon_compiled import PROCESS_BYTES as COMPILED_PROCESS_BYTES
 from dsplan.estimate import overhead_of
 from dsplan.hardware import Cluster
 from dsplan.kernels import kernels_of
@@ -18,6 +19,9 @@ from dsplan.overhead import PROCESS_HOST_BYTES, with_fragmentation
 from dsplan.plan import Plan
 from dsplan.units import format_bytes
 from dsplan.walk import WalkResult, capacity_of, walk
+
+#: What the rounding of blocks may add to a straight line.
+_ROUNDING = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,8 @@ def weigh(model: ModelShape, plan: Plan, cluster: Cluster) -> Weight:
     result = _walk(model, plan, cluster)
     peak, at = _highest(result.steps)
     overhead = overhead_of(model, plan, accelerator, cluster.world_size, result.pinned_bytes)
-    host = cluster.gpus_per_node * (PROCESS_HOST_BYTES + result.host_bytes)
+    process = COMPILED_PROCESS_BYTES if plan.workload.optimizer == "muon" else PROCESS_HOST_BYTES
+    host = cluster.gpus_per_node * (process + result.host_bytes)
     return _judged(cluster, peak, overhead, host, f"{peak[1]}, {at}")
 
 
@@ -113,3 +118,12 @@ def _highest(steps: Sequence[StepMemory]) -> tuple[tuple[str, str, int], str]:
             if memory.peak_bytes > found[2]:
                 found, at = (step.name, phase, memory.peak_bytes), memory.peak_moment
     return found, at
+
+
+def reach(sizes: Sequence[int], second: int, first: Weight, other: Weight) -> int:
+    """The index of the first micro batch that cannot fit by the line through ``sizes[0]`` and ``sizes[second]``."""
+    slope = (other.bound_bytes - first.bound_bytes) / max(1, sizes[second] - sizes[0])
+    room = first.usable_bytes * (1 + _ROUNDING) - first.bound_bytes
+    if slope <= 0:
+        return len(sizes)
+    return sum(size - sizes[0] <= room / slope for size in sizes)

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from dsplan import states
 from dsplan.engine.base import Run
+from dsplan.engine.muon_compiled import PROCESS_BYTES as COMPILED_PROCESS_BYTES
 from dsplan.hardware import Cluster, HostLimits
 from dsplan.heap_threshold import REMEDY
 from dsplan.kernels import Kernels
@@ -23,11 +24,6 @@ from dsplan.walk import Walk, WalkResult, capacity_of
 
 #: deepspeed/env_report.py get_shm_size warns below it: NCCL connects the ranks of a node through files there.
 SMALLEST_SHARED_BYTES = 512 * MIB
-#: Measured on H200 after the formulas and the dry run agreed (docs/accuracy.md); why is not known yet.
-UNSURE_MUON = (
-    "Muon at stage 3 and with its optimizer on the CPU was measured to take more than is predicted (11 % of the device "
-    "in the step of gpt2-medium, 1.3 GiB of the host with gpt2): verify measures it"
-)
 #: Of a rank's memory: less than this may be counted although it is not there at that moment.
 LITTLE = 0.01
 
@@ -65,22 +61,16 @@ def host_estimate(
             later = _peak_after_building(model, plan, cluster, kernels)
         highest = max(highest, later + kept)
     found = swapped(model, plan, cluster.world_size)
+    process = COMPILED_PROCESS_BYTES if plan.workload.optimizer == "muon" else PROCESS_HOST_BYTES
     return HostEstimate(
         pinned_bytes=walked.pinned_bytes,
         pageable_bytes=walked.pageable_bytes,
-        bytes_per_node=ranks * (PROCESS_HOST_BYTES + walked.host_bytes),
-        bound_bytes_per_node=ranks * (PROCESS_HOST_BYTES + highest),
+        bytes_per_node=ranks * (process + walked.host_bytes),
+        bound_bytes_per_node=ranks * (process + highest),
         kept_bytes=kept,
         locked_bytes=found.locked_bytes,
         disk_bytes_per_node=tuple((folder, ranks * size) for folder, size in found.files),
-        unbounded=UNSURE_MUON if is_unsure(plan) else "",
     )
-
-
-def is_unsure(plan: Plan) -> bool:
-    """Whether runs like it took more than was predicted, so that nothing is called ``fits``."""
-    zero = plan.zero
-    return plan.workload.optimizer == "muon" and (zero.offloads_optimizer or zero.builds_on_device)
 
 
 def judge_host(host: HostEstimate, cluster: Cluster) -> HostVerdict:
@@ -98,8 +88,6 @@ def judge_host(host: HostEstimate, cluster: Cluster) -> HostVerdict:
             f"malloc may keep up to {format_bytes(host.kept_bytes)} of the model that each rank built, and the host "
             f"would be short by {short}; {REMEDY} in the environment gives it back",
         )
-    if host.unbounded:
-        return HostVerdict(TIGHT, host.unbounded)
     shared = None if limits is None else limits.shared_bytes
     if cluster.gpus_per_node > 1 and shared is not None and shared < SMALLEST_SHARED_BYTES:
         asked = format_bytes(SMALLEST_SHARED_BYTES)

@@ -1,15 +1,19 @@
-"""Muon: its groups, its update counted by hand, what each stage keeps of it, and dry runs of three engines."""
+"""Muon: its groups, its update counted by hand, what each stage keeps of it, and dry runs of four engines."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import accumulate
+from math import prod
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsplan.engine.muon_compiled import CACHE_BYTES, Codes, Timed, compiled_changes, on_device, timed_parts
 from dsplan.engine.muon_groups import muon_groups, uses_muon
 from dsplan.engine.muon_update import update_changes
 from dsplan.errors import InputError
@@ -128,6 +132,66 @@ def test_only_the_update_is_left(size: tuple[int, ...], precision: str, half: st
     assert sorted(update_changes(transposed, precision, half)) == sorted(changes)
 
 
+# The update as it is compiled.
+
+RECORDED = json.loads((Path(__file__).parents[1] / "data" / "muon_requests.json").read_text(encoding="utf-8"))
+
+
+def test_the_compiled_update_takes_what_a_gpu_was_asked_for() -> None:
+    assert {(each["precision"], each["shape"][0] == each["shape"][1]) for each in RECORDED["updates"]} == {
+        *(("bf16", True), ("bf16", False)),
+        *(("fp32", True), ("fp32", False)),
+    }
+    for each in RECORDED["updates"]:
+        changes = each["changes"]
+        partial_sums = changes[0], changes[2], changes[3], changes[5]  # taken, given back; of the norm likewise
+        assert (sum(partial_sums), max(map(abs, partial_sums)) < 4096) == (0, True)
+        left = (changes[1], changes[4], *changes[6:])
+        assert left == compiled_changes(tuple(each["shape"]), each["precision"], "fp16"), each["shape"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_new_code_is_known_and_what_its_timing_takes(precision: str) -> None:
+    codes = Codes()
+    calls = [each for each in RECORDED["calls"] if each["precision"] == precision]
+    assert len(calls) == 14
+    for each in calls:
+        size = tuple(each["shape"])
+        is_new = codes.are_new(size)
+        changes = compiled_changes(size, precision, "fp16")
+        assert is_new == each["is_new"], size
+        assert abs(peak(changes) - each["bytes"]) <= 4096, size
+        if is_new:
+            parts = {part.place: part for part in timed_parts(size, precision, "fp16", exact=codes.exact)}
+            levels = [0, *accumulate(changes)]
+            first = max(levels[place] + CACHE_BYTES + sum(part.copies) for place, part in parts.items())
+            padded = 12_288 if codes.exact else 4096  # X has rows of a multiple of eight then
+            assert abs(first - each["first_bytes"]) <= padded, size
+    assert not any(codes.are_new(tuple(each["shape"])) for each in calls)
+
+
+def test_copies_go_to_the_host_where_the_highest_level_has_no_room_for_them() -> None:
+    part = Timed(0, (10, 10, 10, 10))
+    assert [len(on_device(part, room)) for room in (0, 9, 10, 35, 40, 99)] == [0, 0, 1, 3, 4, 4]
+    assert len(on_device(part._replace(anyway=True), 0)) == 4
+
+
+def test_a_product_is_tried_with_padded_sides_for_an_exact_shape_only() -> None:
+    for size, exact, count in (((50257, 768), True, 3), ((50257, 768), False, 2), ((512, 768), True, 2)):
+        assert len(timed_parts(size, "bf16", "fp16", exact=exact)) == count
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("size", [(24, 24), (24, 7), (7, 24), (5, 7, 24), (5, 24, 24)])
+def test_the_compiled_update_leaves_itself_alone(size: tuple[int, ...], precision: str) -> None:
+    changes = compiled_changes(size, precision, "fp16")
+    width = {"bf16": 2, "fp16": 2, "fp32": 4}[precision]
+    assert sum(changes) == width * prod(size)
+    assert next(change for change in reversed(changes) if change > 0) == sum(changes)  # the last that is taken
+    assert changes == compiled_changes((*size[:-2], size[-1], size[-2]), precision, "fp16")
+    assert min(accumulate(changes)) > 0
+
+
 # What each stage keeps.
 
 
@@ -173,6 +237,18 @@ def test_stage_3_keeps_momentum_of_its_parts_in_the_communications_dtype() -> No
         assert terms["optimizer states"].size_bytes == 8 * sum(-(-numel // WORLD) for numel in adams.numels)
 
 
+def test_a_round_of_stage_3_gathers_updates_and_momentum_apart_and_into_one_tensor_each() -> None:
+    # The largest matrix alone in its chunk: padded and gathered by all ranks, of which one has it to give.
+    plan = plan_of(replace(ZEROS["stage 3"], reduce_bucket_size=1))
+    muons, _ = muon_groups(MODEL)
+    largest = max(muons.numels)
+    exchanged = at_the_peak(walk(MODEL, plan, WORLD, EXACT), plan, "step")[
+        "gradients and momentum of Muon's matrices, exchanged or cut"
+    ]
+    own, apart, flat = 2, 2 * WORLD, 2 * WORLD  # local_grad and local_momentum; grad_out and momentum_out; newLikeFlat
+    assert exchanged.size_bytes == 2 * largest * (own + apart + flat)
+
+
 def test_on_the_cpu_momentum_is_pageable_and_buffers_of_two_lists_come_with_the_second_step() -> None:
     plan = plan_of(ZEROS["stage 2, on the CPU"])
     muons, adams = muon_groups(MODEL)
@@ -216,7 +292,7 @@ def test_every_strategy_of_muon_has_a_formula_and_stage_3_does_not_scatter() -> 
 
 
 @pytest.mark.engine
-def test_dry_runs_of_three_engines_say_the_same() -> None:
+def test_dry_runs_of_four_engines_say_the_same() -> None:
     from tests.dry_runs import dry_runs
     from tests.oracle.compare import difference, specification
     from tests.oracle.grid import Case
@@ -227,6 +303,7 @@ def test_dry_runs_of_three_engines_say_the_same() -> None:
     wanted = {
         "twins": (ZeroConfig(stage=0), "fp16", 3),
         "two groups": (ZeroConfig(stage=2, reduce_bucket_size=40_000), "bf16", 4),
+        "rounds": (ZeroConfig(stage=3, reduce_bucket_size=40_000), "bf16", 3),
         "on the CPU": (ZeroConfig(stage=3, reduce_bucket_size=40_000, offload_optimizer=CPU_STATES), "bf16", 3),
     }
     cases = {

@@ -1,15 +1,18 @@
 """torch's compiler, which a dry run does not start: fake tensors hold nothing to compute with.
 
-What torch.compile would have made runs as it is written, with the temporaries of its lines (DeepSpeed compiles Muon's
-update). The compiler itself, with inductor two seconds of imports, is left out until something asks for what is in it.
+What torch.compile would have made runs as it is written, with the temporaries of its lines, but for Muon's update,
+which DeepSpeed compiles (``inductor``). The compiler itself, with inductor two seconds of imports, is left out until
+something asks for what is in it.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,6 +20,8 @@ import torch
 
 _NAME = "torch._dynamo"
 _SOURCE = "torch._dynamo.source"  # imports the package's utilities, which take longest
+#: What DeepSpeed compiles (deepspeed/runtime/zero/muon/original_muon.py).
+_UPDATE = ("deepspeed.runtime.zero.muon.original_muon", "muon_update")
 #: Submodules that do not need the package around them.
 _ALONE = frozenset({"config", "source", "utils"})
 
@@ -97,11 +102,43 @@ def as_written(function: Any = None, *_: Any, **__: Any) -> Any:
     return as_written if function is None else function
 
 
-def compiled(function: Any = None, *_: Any, **__: Any) -> Any:
-    """In the place of ``torch.compile``: ``function`` itself. torch would import inductor, thousands of objects, which
-    sets off the garbage collector: what a model's construction has left behind is gone from then on."""
-    gc.collect()
-    return as_written(function)
+def compiling(room: Callable[[], int]) -> Callable[..., Any]:
+    """In the place of ``torch.compile``, which it returns: the function itself, or Muon's update with the buffers of
+    compiled code. torch would import inductor, thousands of objects, which sets off the garbage collector: what a
+    model's construction has left behind is gone from then on.
+
+    Args:
+        room: says by how many bytes the device's level is below its highest so far.
+    """
+
+    def compiled(function: Any = None, *_: Any, **__: Any) -> Any:
+        gc.collect()
+        if function is not None and is_muons(function):
+            return _with_buffers(function, room)
+        return as_written(function)
+
+    return compiled
+
+
+def is_muons(function: Callable[..., Any]) -> bool:
+    """Whether ``function`` is the update."""
+    return (function.__module__, function.__name__) == _UPDATE
+
+
+def _with_buffers(function: Callable[..., Any], room: Callable[[], int]) -> Callable[..., Any]:
+    """The update as inductor makes it. DeepSpeed has it compiled in every run with ZeRO, and calls it in few."""
+
+    @functools.cache
+    def made() -> Callable[..., Any]:
+        from runner.device.fake.inductor import with_buffers
+
+        return with_buffers(function, room)
+
+    @functools.wraps(function)
+    def update(*arguments: Any, **options: Any) -> Any:
+        return made()(*arguments, **options)
+
+    return update
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -24,6 +24,7 @@ from runner.device.fake.events import Events
 from runner.device.fake.explanation import Explanation
 from runner.device.fake.group import join
 from runner.device.fake.hidden import Workspaces
+from runner.device.fake.highest import Highest
 from runner.device.fake.importing import import_deepspeed
 from runner.device.fake.memory import Memory as RankMemory
 from runner.device.fake.memory import PlainAllocator
@@ -71,6 +72,7 @@ class FakeDevice:
         self._spec = spec
         self._target = Accelerator(**{**spec.target, "sources": tuple(spec.target.get("sources", ()))})
         self._phases_done: set[str] = set()
+        self._compiles = str(spec.ds_config.get("optimizer", {}).get("type", "")).lower() == "muon"
         self._kernels = kernels_of(self._target)
         self._answers = Answers(spec.skipped_steps)
         self._caching: CachingAllocator | None = None
@@ -84,6 +86,7 @@ class FakeDevice:
             self._device = torch.device(NAME, 0)
             self._caching = self._allocator(spec)
             self._memory = RankMemory(self._caching, process, events)
+        self._highest = Highest(self._memory.allocator)
         self._explanation = Explanation(self._memory)
         self._take_over(spec.rank, spec.gpus, spec.early_release)
 
@@ -101,7 +104,9 @@ class FakeDevice:
         join(rank, world_size, sorted({"cpu", self._device.type}))
         postpone()
         stack = ExitStack()  # never left: the process ends with the run
-        stack.enter_context(patched_torch(tracker, self._device, kernels, early_release=early_release))
+        stack.enter_context(
+            patched_torch(tracker, self._device, kernels, self._highest.room, early_release=early_release)
+        )
         import_deepspeed(None if self._target.kind == "cpu" else self._accelerator)
         stack.enter_context(patched_deepspeed())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -142,6 +147,7 @@ class FakeDevice:
 
     def reset_peak(self) -> None:
         """A phase begins."""
+        self._highest.begin_phase()
         self._memory.reset_peaks()
         if self._memory.events is not None:
             self._memory.events.phase_began(levels=self._memory.levels)
@@ -180,6 +186,11 @@ class FakeDevice:
         self._phases_done.add(name)
         if name == "forward" and self._memory.process_bytes < self._memory.process.steps_bytes:
             self._memory.set_process_bytes(self._memory.process.steps_bytes)
+        if name == "step" and self._compiles:
+            self._compiles = False
+            from dsplan.engine.muon_compiled import PROCESS_BYTES  # with all formulas, for this alone
+
+            self._memory.set_process_bytes(PROCESS_BYTES)
 
     def step_ended(self) -> None:
         self._explanation.step_ended()

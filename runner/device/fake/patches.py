@@ -24,7 +24,8 @@ from runner.device.fake import kernels as own_kernels
 from runner.device.fake.answers import Answers
 from runner.device.fake.attention import fused_attention
 from runner.device.fake.collectives import NAMES, UnderWay, holding
-from runner.device.fake.compiler import compiled
+from runner.device.fake.compiler import compiling
+from runner.device.fake.flattening import gathering_flat
 from runner.device.fake.grouped import grouped_product
 from runner.device.fake.native import NativeOperator
 from runner.device.fake.softmax import half_to_float
@@ -64,12 +65,16 @@ class Patch:
 
 @contextmanager
 def patched_torch(
-    tracker: Tracker, device: torch.device, kernels: Kernels, *, early_release: bool = False
+    tracker: Tracker, device: torch.device, kernels: Kernels, room: Callable[[], int], *, early_release: bool = False
 ) -> Iterator[None]:
     """torch's part, for fake tensors on ``device``. To be entered before DeepSpeed is imported: zero.Init puts
-    torch's functions back as they were at that time (deepspeed/runtime/zero/partition_parameters.py)."""
+    torch's functions back as they were at that time (deepspeed/runtime/zero/partition_parameters.py).
+
+    Args:
+        room: says by how many bytes the device's level is below its highest so far.
+    """
     with ExitStack() as stack:
-        patches = [_of_the_compiler(), *_of_fake_tensors(tracker, device), _of_the_scaler(tracker.answers)]
+        patches = [_of_the_compiler(room), *_of_fake_tensors(tracker, device), _of_the_scaler(tracker.answers)]
         if device.type != "cpu":
             casts = autocast.Casts()
             stack.enter_context(autocast.registered(casts))
@@ -92,26 +97,31 @@ def patched_deepspeed() -> Iterator[None]:
         yield
 
 
-def _of_the_compiler() -> Patch:
+def _of_the_compiler(room: Callable[[], int]) -> Patch:
     return Patch(
         torch,
         "compile",
-        compiled,
+        compiling(room),
         "there is nothing to compile for: fake tensors have no data; DeepSpeed compiles as it is imported "
         "(deepspeed/runtime/zero/muon/original_muon.py), which alone would load the whole of inductor",
     )
 
 
 def _of_the_collectives(under_way: UnderWay) -> list[Patch]:
+    def collective(name: str) -> Callable[..., Any]:
+        found = getattr(torch.distributed, name)
+        return gathering_flat(found) if name == "all_gather" else found
+
     return [
         Patch(
             torch.distributed,
             name,
-            holding(getattr(torch.distributed, name), under_way),
+            holding(collective(name), under_way),
             "torch keeps the tensors of an asynchronous collective until its wait (torch/csrc/distributed/c10d/"
-            "ProcessGroupNCCL.cpp, stashed_for_allocator_safety_); the fake backend keeps nothing. With offloaded "
-            "parameters stage 3 gives collectives copies that nobody else holds (deepspeed/runtime/zero/"
-            "partition_parameters.py, _all_gather_sequential)",
+            "ProcessGroupNCCL.cpp, stashed_for_allocator_safety_), and what it gathers into for a list of tensors as "
+            "long as its handle (allgather); the fake backend keeps nothing. With offloaded parameters stage 3 gives "
+            "collectives copies that nobody else holds (deepspeed/runtime/zero/partition_parameters.py, "
+            "_all_gather_sequential), and with Muon it gathers lists (stage3.py, _muon_update_sub_group)",
         )
         for name in NAMES
     ]

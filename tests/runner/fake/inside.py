@@ -87,7 +87,7 @@ def patching(device_type: str) -> list[dict[str, Any]]:
     foreach = importlib.import_module("torch.optim.optimizer")._foreach_supported_types
     supported = list(foreach)
     tracker = Tracker(Memory(PlainAllocator(), process_memory(1)), device_type, Answers(), Workspaces(kernels))
-    with patches.patched_torch(tracker, device, kernels):
+    with patches.patched_torch(tracker, device, kernels, lambda: 0):
         during = len(foreach)
         import_deepspeed(None)
         with patches.patched_deepspeed():

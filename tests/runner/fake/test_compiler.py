@@ -6,14 +6,14 @@ import pytest
 
 pytest.importorskip("deepspeed")
 
-from runner.device.fake.compiler import as_written, compiled
+from runner.device.fake.compiler import as_written, compiling
 from tests.runner.fake.test_patches import inside
 
 
 def test_what_is_compiled_is_the_function_as_it_is_written() -> None:
     def function() -> None: ...
 
-    for decorator in (as_written, compiled):
+    for decorator in (as_written, compiling(lambda: 0)):
         assert decorator(function) is function
         assert decorator(dynamic=True)(function) is function
         assert decorator()(function) is function

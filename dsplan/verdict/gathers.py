@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 
-from dsplan.engine.coordinator import Change, Coordinator, Mark, Module
+from dsplan.engine.coordinator import Change, Coordinator, Mark, Module, Pass
 from dsplan.engine.coordinators import SecondaryLeafCoordinator, coordinator_of
 from dsplan.engine.frozen import FrozenCoordinator
 from dsplan.engine.gathering import MICRO_BATCHES
@@ -20,11 +20,13 @@ from dsplan.engine.leaves import LeafCoordinator
 from dsplan.engine.secondary import SecondaryCoordinator
 from dsplan.kernels import Kernels
 from dsplan.model import ModelShape
+from dsplan.verdict.ahead import Kind, Signal
 from dsplan.verdict.requests import Placed
 from dsplan.workload import Workload
 from dsplan.zero import OffloadOptimizer, ZeroConfig
 
 #: Bytes of the buffers that a hook takes (positive) and gives back (negative), in order; parameters' have their place.
+#: Between them signals, of no bytes.
 Changes = tuple[int, ...]
 
 
@@ -39,6 +41,8 @@ class _Listener(Coordinator):
         self._forgetting: list[int] = []
         self._coming: int | None = None  # the parameter whose storage comes
         self._going: int | None = None
+        self._asked = 0
+        self._numbers: dict[int, int] = {}  # of each parameter in flight its gather's
 
     def leftovers(self) -> Change:
         self.calls.append([])
@@ -55,6 +59,22 @@ class _Listener(Coordinator):
     def invalidate(self) -> int:
         self.calls.append([])
         return super().invalidate()
+
+    def _gather(self, parameters: list[int], state: Pass) -> None:
+        super()._gather(parameters, state)
+        self._asked += 1
+        self._numbers |= dict.fromkeys(parameters, self._asked)
+        self._signal(Kind.ASKED, self._asked)
+
+    def _wait(self, parameter: int) -> None:
+        number = self._numbers.pop(parameter)
+        self._signal(Kind.WAITS, number)
+        super()._wait(parameter)
+        self._signal(Kind.FETCHED, number)
+
+    def _signal(self, kind: Kind, number: int) -> None:
+        if self.world_size > 1:
+            self.calls[-1].append(Signal.of(kind, number))
 
     def _forget(self, module: Module, position: int) -> None:
         self._forgetting = [

@@ -45,6 +45,7 @@ class Pressed:
         verdict: ``fits``, ``tight`` (as expected it fits, at the bound it does not) or ``does not fit``.
         offered_bytes: what the device has for the allocator.
         reserved_bytes: what an allocator with room enough reserves at most; None where no replay was needed.
+        late_bytes: the same where communication is late; None likewise.
         least_bytes: what the run can live with; None where the verdict rests on less.
         margin_bytes: what ``fits`` asks to be left.
         moment: where it dies; None where it lives.
@@ -60,11 +61,12 @@ class Pressed:
     moment: Moment | None
     smaller_that_dies: int | None = None
     by_order: bool = False
+    late_bytes: int | None = None
 
     @property
     def reserved_bound_bytes(self) -> int | None:
         """What the allocator reserves at most, as far as has been seen; None where nothing was replayed."""
-        return None if self.reserved_bytes is None else reserved_bound(self.reserved_bytes)
+        return None if self.reserved_bytes is None else reserved_bound(self.reserved_bytes, self.late_bytes)
 
     @property
     def doubt(self) -> str:
@@ -149,6 +151,14 @@ class Candidates:
         return max(outcome.reserved_bytes for outcome in self.idle())
 
     @cached_property
+    def late_bytes(self) -> int:
+        """The same where communication is late, which only stage 3 feels."""
+        from dsplan.verdict.late import late_reserved_bytes
+
+        late = [late_reserved_bytes(trace, self.settings) for trace in self.traces if trace.kept]
+        return max(self.reserved_bytes, *late) if late else self.reserved_bytes
+
+    @cached_property
     def allocated_bytes(self) -> int:
         return max(outcome.allocated_bytes for outcome in self.idle())
 
@@ -223,6 +233,7 @@ def press(candidates: Candidates, peak_bytes: int, offered_bytes: int, *, closel
             offered_bytes=offered_bytes,
             margin_bytes=candidates.margin(offered_bytes) if closely else 0,
             reserved_bytes=candidates.reserved_bytes if closely else None,
+            late_bytes=candidates.late_bytes if closely else None,
             least_bytes=candidates.least_bytes(closely=True) if closely else None,
             moment=None,
         )
@@ -248,6 +259,7 @@ def press(candidates: Candidates, peak_bytes: int, offered_bytes: int, *, closel
         offered_bytes=offered_bytes,
         margin_bytes=asked,
         reserved_bytes=candidates.reserved_bytes,
+        late_bytes=candidates.late_bytes,
         least_bytes=least,
         moment=None if died is None else died[0].moment_of(died[1].died_at or 0),
         by_order=by_order,

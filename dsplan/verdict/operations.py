@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dsplan.ledger import Term
 
@@ -37,6 +37,8 @@ class Trace:
         moments: where steps, phases and moments begin, in order.
         steps: the operation with which each step begins.
         repeats_from: the step from which on all ask for the same.
+        kept: of each release of a block that a second stream may still use, the point that must be reached first.
+        waits: (operation, point): before the one, the host waits for the other (dsplan/verdict/ahead.py).
     """
 
     operations: list[tuple[int, int]]
@@ -44,6 +46,8 @@ class Trace:
     moments: list[Moment]
     steps: tuple[int, ...] = ()
     repeats_from: int = 0
+    kept: dict[int, int] = field(default_factory=dict)
+    waits: tuple[tuple[int, int], ...] = ()
 
     def moment_of(self, operation: int) -> Moment:
         """Where ``operation`` belongs."""

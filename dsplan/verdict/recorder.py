@@ -15,6 +15,7 @@ from dsplan.ledger import DEVICE, Term
 from dsplan.operators import PARAMETER_GRADIENT
 from dsplan.overhead import LT_WORKSPACE, WORKSPACE
 from dsplan.units import round_up
+from dsplan.verdict.ahead import Ahead, Signal
 from dsplan.verdict.expanded import Expanded
 from dsplan.verdict.gathers import Changes
 from dsplan.verdict.operations import EMPTY_CACHE, RELEASE, Moment
@@ -63,6 +64,7 @@ BLOCK_BYTES = 512  # c10/cuda/CUDACachingAllocator.cpp kMinBlockSize
 #: What a request goes by: its storage's number where a program made it, else its term and size; where it is a
 #: parameter's gradient or its gathered weights, the parameter's place too.
 Key = int | tuple[Term, int] | tuple[Term, int, int]
+_OF_A_PARAMETER = 3  # parts of a key
 
 
 def _key(term: Term, rounded: int, size: int) -> Key:
@@ -70,6 +72,20 @@ def _key(term: Term, rounded: int, size: int) -> Key:
     if term in (states.GRADIENTS, buffers.GATHERED) and isinstance(size, Placed):
         return term, rounded, size.place
     return term, rounded
+
+
+def _without(heard: Changes, begin: int, end: int) -> Changes:
+    """``heard`` less the changes from ``begin`` to ``end``, signals not counted."""
+    number = 0
+    rest: list[int] = []
+    for change in heard:
+        if isinstance(change, Signal):
+            rest.append(change)
+        else:
+            if not begin <= number < end:
+                rest.append(change)
+            number += 1
+    return tuple(rest)
 
 
 class Recorder(Expanded):
@@ -81,6 +97,7 @@ class Recorder(Expanded):
         self.moments: list[Moment] = []
         self.starts: list[int] = []
         self.gathers: deque[Changes] = deque()  # of stage 3, call by call
+        self.ahead = Ahead()
         self.gather_stream = COMPUTE
         self.reduce_stream = COMPUTE
         self.restore_stream = COMPUTE
@@ -130,6 +147,8 @@ class Recorder(Expanded):
     def begin(self, phase: str) -> None:
         super().begin(phase)
         self.moment = self._moment
+        if phase != "backward":  # the pass before it ended with a wait, as does a step
+            self.ahead.catch_up(len(self.operations))
         self._skips = phase == "step" and len(self.steps) - 1 <= self.skipped
         self._streams = {}
         if len(self.steps) > 1:
@@ -234,6 +253,9 @@ class Recorder(Expanded):
         changes = self.gathers.popleft()
         assert sum(changes) == total, "the coordinator was not asked in the walk's order"
         for change in changes:
+            if isinstance(change, Signal):
+                self.ahead.hear(change, len(self.operations))
+                continue
             key = _key(buffers.GATHERED, abs(change), change)
             if change > 0:
                 # partition_parameters.py _partition_param_sec: where the parameter was gathered, no stream of its own.
@@ -258,6 +280,14 @@ class Recorder(Expanded):
             ]
             self.terms += terms
             self.moments += [replace(moment, operation=moment.operation + shift) for moment in moments]
+            self.ahead.repeat(begin + shift - length, begin + shift)
+
+    def _release_of_two_streams(self, term: Term) -> None:
+        """partition_parameters.py free_param, stage3.py __add_grad_to_ipg_bucket and partition_grads record a gathered
+        parameter and a gradient on the other stream before they let go of it."""
+        gradient = term is states.GRADIENTS
+        if self._streams.get(buffers.FLAT_BUCKET if gradient else buffers.GATHERED, COMPUTE) != COMPUTE:
+            self.ahead.released(len(self.operations), gradient=gradient)
 
     def _take_workspaces(self) -> None:
         for workspace, size in self._workspaces:
@@ -297,18 +327,21 @@ class Recorder(Expanded):
     def _forget(self, total: int) -> bool:
         """Release now what the coordinator counts to a later hook: what autograd had saved goes with the first gradient
         of its module (``Stage3._forget_weights``)."""
-        for number, changes in enumerate(islice(self.gathers, FORGOTTEN_WITHIN)):
+        for number, heard in enumerate(islice(self.gathers, FORGOTTEN_WITHIN)):
+            changes = tuple([change for change in heard if change])
             # From the first on; of a leaf each goes by itself, the last that was multiplied before the others.
             spans = ((begin, end) for begin in range(len(changes)) for end in range(begin + 1, len(changes) + 1))
             begin, end = next((span for span in spans if sum(changes[slice(*span)]) == total), (0, 0))
             if end and max(changes[begin:end]) < 0:
                 for change in changes[begin:end]:
                     self._give_back(-change, _key(buffers.GATHERED, -change, change), first=True)
-                rest = (*changes[:begin], *changes[end:])
-                if rest:
+                rest = _without(heard, begin, end)
+                if any(rest):
                     self.gathers[number] = rest
                 else:  # a hook that then changes nothing is not heard
                     del self.gathers[number]
+                    if rest:
+                        self.gathers[number] = (*rest, *self.gathers[number])
                 return True
         return False
 
@@ -330,6 +363,8 @@ class Recorder(Expanded):
     def _give_back(self, size: int, key: Key, *, first: bool = False) -> None:
         """Release one of what goes by ``key``: the ``first`` that came, or the last."""
         self.level -= size
+        if isinstance(key, tuple) and len(key) == _OF_A_PARAMETER and len(self.steps) > 1:
+            self._release_of_two_streams(key[0])
         held = self._held[key]
         self.operations.append((RELEASE, held.popleft() if first else held.pop()))
         self.terms.append(None)

@@ -57,7 +57,6 @@ class HostEstimate:
         kept_bytes: what it may keep of a rank's.
         locked_bytes: what a rank locks with mlock(2), outside what CUDA pins.
         disk_bytes_per_node: folders that are swapped to (``nvme_path``), and the bytes of the files there.
-        unbounded: why more may be taken, by an amount that nobody knows; empty: nothing.
     """
 
     pinned_bytes: int
@@ -67,7 +66,6 @@ class HostEstimate:
     kept_bytes: int = 0
     locked_bytes: int = 0
     disk_bytes_per_node: tuple[tuple[str, int], ...] = ()
-    unbounded: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,6 +74,7 @@ def trace(
         recorder.secondary = frozenset([round_up(engine.e * each, BLOCK_BYTES) for each in secondary])
     walked = engine.num_steps = min(num_steps, repeats_from + WALKED)
     if isinstance(engine, Stage3):
+        _listen(engine, recorder)
         engine.gathers = (*engine.gathers, *engine.gathers[-1:] * walked)[:walked]
         recorder.gathers = deque(gathers(model, zero, world_size, plan.workload, plain, walked))
     if zero.stage > 0 and zero.overlaps_communication and not plan.ddp:
@@ -83,7 +84,28 @@ def trace(
         recorder.restore_stream = RESTORE
     walk.take()
     recorder.repeat(num_steps - walked)
-    return Trace(recorder.operations, recorder.terms, recorder.moments, tuple(recorder.starts), repeats_from)
+    return Trace(
+        recorder.operations,
+        recorder.terms,
+        recorder.moments,
+        tuple(recorder.starts),
+        repeats_from,
+        recorder.ahead.kept,
+        tuple(recorder.ahead.waits),
+    )
+
+
+def _listen(engine: Stage3, recorder: Recorder) -> None:
+    """Tell ``recorder`` when ``engine`` reduces a bucket, before which it waits for earlier ones."""
+    reduce = engine._reduce_bucket
+
+    def listened() -> None:
+        if engine._bucket:
+            recorder.ahead.before_reduction(len(recorder.operations))
+            reduce()
+            recorder.ahead.after_reduction(len(recorder.operations))
+
+    vars(engine)["_reduce_bucket"] = listened
 
 
 def _masks_after(model: ModelShape) -> frozenset[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,15 @@ from dsplan.verdict.candidates import candidates
 from tests.gpu.cases import SETS, Case
 from tests.gpu.hf_cases import HF
 from tests.gpu.ladder_settings import SETTINGS
-from tests.gpu.shared_cases import SHARED_4, SHARED_8
+from tests.gpu.shared_cases import SHARED_4, SHARED_8, SHARED_8_ON_4
 from tests.ladder_report import LIVED, RECORDS
 from tests.regret import written
 
 DATA = Path(__file__).parents[1] / "data"
 DOCUMENT = DATA.parents[1] / "docs" / "verdict.md"
 MARKER = "reserved"
+#: Of a run that was made again, what follows the name of its case.
+_AGAIN = re.compile("-again|-150-steps")
 MINGPT, DECODERS, SHARED, RUNGS = "minGPT", "transformers' decoders", "ranks that share a card", "rungs of the ladders"
 
 
@@ -56,11 +59,12 @@ def recorded(kinds: Sequence[str] = (MINGPT, DECODERS, SHARED, RUNGS)) -> Iterat
     """Every record of a run on a card."""
     if MINGPT in kinds:
         cases = {case.name: case for found in SETS.values() for case in found}
-        for path in sorted((DATA / "measured").glob("*.json")):
-            if path.stem in cases:
+        for path in sorted((DATA / "measured").glob("*.json")) + sorted((DATA / "between").glob("*.json")):
+            case = cases.get(path.stem) or cases.get(_AGAIN.sub("", path.stem))
+            if case is not None:
                 reserved = _reserved(json.loads(path.read_text(encoding="utf-8")))
-                yield Recorded(kind=MINGPT, name=path.stem, case=cases[path.stem], reserved_bytes=reserved)
-    sharing = {case.name: case for case in (*SHARED_4, *SHARED_8)}
+                yield Recorded(kind=MINGPT, name=path.stem, case=case, reserved_bytes=reserved)
+    sharing = {case.name: case for case in (*SHARED_4, *SHARED_8, *SHARED_8_ON_4)}
     if DECODERS in kinds:
         decoders = {case.name: case for case in HF} | sharing
         for each in json.loads((DATA / "hf_records.json").read_text(encoding="utf-8")):
@@ -106,7 +110,7 @@ def held(run: Recorded) -> Held:
     return Held(
         recorded=run,
         expected=expected / run.reserved_bytes - 1,
-        bound=reserved_bound(expected) / run.reserved_bytes - 1,
+        bound=reserved_bound(expected, found.late_bytes) / run.reserved_bytes - 1,
     )
 
 

@@ -65,7 +65,7 @@ def test_closely_says_what_is_reserved_and_needed_wherever_the_verdict_is_clear(
         pressed = press(found, found.allocated_bytes, offered, closely=True)
         assert pressed.reserved_bytes == found.reserved_bytes
         assert pressed.least_bytes == pressed.need_bytes == found.least_bytes(closely=True)
-        assert pressed.reserved_bound_bytes == reserved_bound(found.reserved_bytes)
+        assert pressed.reserved_bound_bytes == reserved_bound(found.reserved_bytes, found.late_bytes)
 
 
 def test_what_is_asked_for_rises_with_the_streams_and_the_device() -> None:
@@ -74,6 +74,17 @@ def test_what_is_asked_for_rises_with_the_streams_and_the_device() -> None:
     assert margin(80 * GIB, several_streams=True) == round(0.4 * GIB)
     assert candidates("zero2").margin(16 * GIB) == 64 * MIB
     assert candidates("zero3").margin(16 * GIB) == 128 * MIB
+
+
+def test_the_bound_on_reserved_memory_is_over_late_communication_too() -> None:
+    assert reserved_bound(1000) == reserved_bound(1000, 900) == 1100
+    assert reserved_bound(1000, 1200) == 1320
+    stage2 = candidates("zero2")
+    assert stage2.late_bytes == stage2.reserved_bytes
+    found = candidates("zero3")
+    found.__dict__["late_bytes"] = 2 * found.reserved_bytes
+    pressed = press(found, found.allocated_bytes, 100 * GIB, closely=True)
+    assert pressed.reserved_bound_bytes == reserved_bound(2 * found.reserved_bytes)
 
 
 def test_the_worst_rank_decides() -> None:

@@ -7,7 +7,7 @@ from statistics import median
 from tests.verdict.reserved import DECODERS, DOCUMENT, MARKER, MINGPT, SHARED, Held, held, recorded, summary
 
 #: Those of a tenth of a second each; ``python -m tests.verdict.reserved`` takes them all.
-QUICK = ("gpt2-z", "odd", "heads", "width", "453M", "qwen2.5", "phi")
+QUICK = ("gpt2-z", "1.7B-z3-offload-n", "odd", "heads", "width", "453M", "qwen2.5", "phi")
 
 
 def _quick() -> list[Held]:

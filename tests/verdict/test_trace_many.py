@@ -9,6 +9,7 @@ import pytest
 
 from dsplan.engine import candidate_ranks
 from dsplan.strategies import standard_plans
+from dsplan.verdict.late import late_reserved_bytes
 from dsplan.verdict.operations import RELEASE
 from dsplan.verdict.trace import trace
 from dsplan.walk import walk
@@ -44,3 +45,10 @@ def test_a_plan_of_any_kind(seed: int) -> None:
         level += size if size >= 0 else -found.operations[other][0] if size == RELEASE else 0
         peak = max(peak, level)
     assert peak == pytest.approx(max(step.peak_bytes for step in walked.steps), abs=8192)
+    assert all(found.operations[number][0] == RELEASE for number in found.kept)
+    assert list(found.waits) == sorted(found.waits)
+    assert all(point <= operation for operation, point in found.waits)
+    if found.kept:
+        assert zero.stage == 3
+        assert zero.overlap_comm
+        assert late_reserved_bytes(found) >= peak

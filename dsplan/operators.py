@@ -69,9 +69,16 @@ def linear(  # an operator's natural argument order
         # Handed over in the order of the function's inputs: addmm's are (bias, input, weight), those of stage 3's own
         # linear function (input, weight, bias).
         parameters = ([] if tied else ["weight"]) + (["bias"] if bias_bytes else [])
+        # The input's meets those of its other uses before that, where no bias is added: of input.matmul(weight.t())
+        # the input's view is a later node than the weight's transpose, and runs first (ATen/native/Linear.cpp, linear;
+        # with a bias the view comes first, _flatten_nd_linear). At stage 3 a hook is in between (PostBackwardFunction).
+        gives_first = not bias_bytes and not t.kernels.zero3_linear
+        if gives_first:
+            t.give(x, dx)
         for parameter in parameters if t.kernels.zero3_linear else reversed(parameters):
             t.parameter_gradient(f"{name}.{parameter}")
-        t.give(x, dx)
+        if not gives_first:
+            t.give(x, dx)
 
     return t.node(out, backward)
 

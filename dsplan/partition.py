@@ -6,8 +6,8 @@ Legend: Ψ parameters, N ranks, n elements of one parameter.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import groupby
 
@@ -21,31 +21,49 @@ FEW_RANKS = 4
 ALIGNMENT_FACTOR = 2
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class FlatPartition:
-    """Stages 1 and 2: one flat buffer cut into N equal ranges; ``owned`` are one rank's parameters.
+    """Stages 1 and 2: one flat buffer cut into N equal ranges; what lies in one rank's.
 
     Attributes:
         padded: Ψp, the elements of the flat buffer with its padding.
         size: P = Ψp / N, the elements that one rank updates.
-        owned: index and elements of each parameter that overlaps the rank's range, whole.
-        slices: elements of each owned parameter that lie in the range.
+        indices: of the parameters that overlap the rank's range, in the buffer's order.
+        numels: elements of each of them, whole.
+        slices: elements of each of them that lie in the range.
+        owned_elements: ΣG: of all of them, edges counted whole.
+        largest_slice: S_max: the largest of ``slices``; 0 where the range is padding alone.
+        members: ``indices``, to look one up in.
     """
 
     padded: int
     size: int
-    owned: tuple[tuple[int, int], ...]
+    indices: Sequence[int]
+    numels: tuple[int, ...]
     slices: tuple[int, ...]
+    owned_elements: int = field(init=False)
+    largest_slice: int = field(init=False)
+    members: Container[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.owned_elements = sum(self.numels)
+        self.largest_slice = max(self.slices, default=0)
+        self.members = self.indices if isinstance(self.indices, range) else frozenset(self.indices)
+
+    @property
+    def is_one_tensor(self) -> bool:
+        """Whether one parameter, or a part of it, fills the range: flattening its gradients makes a view."""
+        return len(self.indices) == 1 and self.slices[0] == self.size
 
     @cached_property
-    def owned_elements(self) -> int:
-        """ΣG: the owned parameters' elements, edges counted whole."""
-        return sum([numel for _, numel in self.owned])
+    def owned(self) -> tuple[tuple[int, int], ...]:
+        """Index and elements of each parameter that overlaps the rank's range, whole."""
+        return tuple(zip(self.indices, self.numels, strict=True))
 
     @cached_property
     def slice_of(self) -> dict[int, int]:
         """Elements that lie in the range, by the index of each owned parameter."""
-        return {index: size for (index, _), size in zip(self.owned, self.slices, strict=True)}
+        return dict(zip(self.indices, self.slices, strict=True))
 
 
 @dataclass(frozen=True)
@@ -79,12 +97,13 @@ class FlatGroup:
         begin, end = rank * size, (rank + 1) * size
         numels = dict(zip(self.order, self.numels, strict=True))
         offsets = self.offsets(world_size, round_robin=round_robin)
-        owned = tuple([(i, numels[i]) for i, at in offsets.items() if at < end and at + numels[i] > begin])
+        owned = tuple([i for i, at in offsets.items() if at < end and at + numels[i] > begin])
         return FlatPartition(
             padded=padded,
             size=size,
-            owned=owned,
-            slices=tuple([min(offsets[i] + numel, end) - max(offsets[i], begin) for i, numel in owned]),
+            indices=owned,
+            numels=tuple([numels[i] for i in owned]),
+            slices=tuple([min(offsets[i] + numels[i], end) - max(offsets[i], begin) for i in owned]),
         )
 
     def worst_ranks(self, world_size: int, *, round_robin: bool) -> tuple[int, ...]:
@@ -111,7 +130,7 @@ def _numels(parameters: tuple[Parameter, ...]) -> tuple[int, ...]:
 
 def padded_elements(model: ModelShape, world_size: int) -> int:
     """Ψp: Ψ rounded up to a multiple of 2·N (stage_1_and_2.py flatten_dense_tensors_aligned)."""
-    return round_up(model.num_parameters, ALIGNMENT_FACTOR * world_size)
+    return round_up(parameter_sizes(model).ends[-1], ALIGNMENT_FACTOR * world_size)
 
 
 def flat_order(model: ModelShape, world_size: int, *, round_robin: bool) -> list[int]:
@@ -150,14 +169,38 @@ def worst_ranks(model: ModelShape, world_size: int, round_robin: bool = False) -
     """
     sizes = parameter_sizes(model)
     size = padded_elements(model, world_size) // world_size
-    if round_robin or world_size > len(sizes) // FEW_RANKS:
-        order = flat_order(model, world_size, round_robin=round_robin) if round_robin else range(len(sizes))
-        last, most = _last_and_most([sizes[index] for index in order] if round_robin else sizes, size)
+    if round_robin:
+        last, most = _last_and_most([sizes[i] for i in flat_order(model, world_size, round_robin=True)], size)
+    elif _ends_are_the_most(sizes, size):
+        last, most = _last_and_most_of(sizes, size, _ranks_at_the_ends(sizes, size))
+    elif world_size > len(sizes) // FEW_RANKS:
+        last, most = _last_and_most(sizes, size)
     else:
-        last, most = _last_and_most_of_few(sizes, size, world_size)
+        last, most = _last_and_most_of(sizes, size, range(ceil_div(sizes.ends[-1], size)))
     begin = flat_offsets(model, world_size, round_robin)[-1]
     head = begin // size, (begin + sizes[-1] - 1) // size
     return tuple(dict.fromkeys((last, most, 0, *head)))
+
+
+def _ends_are_the_most(sizes: Sizes, size: int) -> bool:
+    """Whether a rank that has nothing of the embeddings and the head cannot be the one that owns most.
+
+    Beside the ``size`` elements of its range it owns the rest of the parameters at its two edges, which are of blocks;
+    a rank that has anything of the largest parameter of the ends owns all of that.
+    """
+    (first, _), *blocks, (last, _) = sizes.runs
+    inner = max([max(each) for each, times in blocks if each and times], default=0)
+    return max((*first, *last), default=0) >= size + 2 * inner
+
+
+def _ranks_at_the_ends(sizes: Sizes, size: int) -> list[int]:
+    """The ranks that have something of the embeddings or the head; of those within one parameter the first."""
+    (first, _), *_, (last, _) = sizes.runs
+    found: set[int] = set()
+    for index in (*range(len(first)), *range(len(sizes) - len(last), len(sizes))):
+        lowest, highest = (sizes.ends[index] - sizes[index]) // size, (sizes.ends[index] - 1) // size
+        found.update((lowest, min(lowest + 1, highest), highest))
+    return sorted(found)
 
 
 def _last_and_most(sizes: Iterable[int], size: int) -> tuple[int, int]:
@@ -187,19 +230,21 @@ def _last_and_most(sizes: Iterable[int], size: int) -> tuple[int, int]:
     return current, current if held >= highest else most
 
 
-def _last_and_most_of_few(sizes: Sizes, size: int, world_size: int) -> tuple[int, int]:
-    """The same rank by rank, which is sooner done where many parameters are whole in a rank."""
+def _last_and_most_of(sizes: Sizes, size: int, ranks: Sequence[int]) -> tuple[int, int]:
+    """The same of ``ranks`` alone, rank by rank, which is sooner done where many parameters are whole in a rank.
+
+    Each of ``ranks`` owns something.
+    """
     ends = sizes.ends
     highest = most = 0
-    owners = min(world_size, ceil_div(ends[-1], size))
-    for rank in range(owners):
+    for rank in ranks:
         first = bisect_right(ends, rank * size)
         last = bisect_left(ends, min((rank + 1) * size, ends[-1]))
         begin = ends[first] - sizes[first]
         in_the_middle = first == last and begin // size + 1 < rank < (ends[first] - 1) // size
         if not in_the_middle and ends[last] - begin >= highest:
             highest, most = ends[last] - begin, rank
-    return owners - 1, most
+    return ranks[-1], most
 
 
 @lru_cache(maxsize=256)
@@ -213,18 +258,19 @@ def flat_partition(model: ModelShape, world_size: int, rank: int, round_robin: b
     padded = padded_elements(model, world_size)
     size = padded // world_size
     begin, end = rank * size, (rank + 1) * size
+    owned: Sequence[int]
     if round_robin:
         order = flat_order(model, world_size, round_robin=True)
-        overlapping = [i for i in order if offsets[i] < end and offsets[i] + sizes[i] > begin]
-        owned = tuple([(index, sizes[index]) for index in overlapping])
-        slices = [min(offsets[index] + numel, end) - max(offsets[index], begin) for index, numel in owned]
+        owned = tuple([i for i in order if offsets[i] < end and offsets[i] + sizes[i] > begin])
+        numels = tuple([sizes[i] for i in owned])
+        slices = [min(offsets[i] + sizes[i], end) - max(offsets[i], begin) for i in owned]
     else:  # those in the middle are whole in the range
-        first, last = bisect_right(sizes.ends, begin), bisect_left(offsets, end)
-        slices = list(sizes[first:last])
-        owned = tuple(enumerate(slices, first))
-        for place, (index, numel) in ((0, owned[0]), (-1, owned[-1])) if owned else ():
-            slices[place] = min(offsets[index] + numel, end) - max(offsets[index], begin)
-    return FlatPartition(padded=padded, size=size, owned=owned, slices=tuple(slices))
+        owned = range(bisect_right(sizes.ends, begin), bisect_left(offsets, end))
+        numels = sizes[owned.start : owned.stop]
+        slices = list(numels)
+        for place, i in ((0, owned[0]), (-1, owned[-1])) if owned else ():
+            slices[place] = min(offsets[i] + sizes[i], end) - max(offsets[i], begin)
+    return FlatPartition(padded=padded, size=size, indices=owned, numels=numels, slices=tuple(slices))
 
 
 def flat_partitions(model: ModelShape, world_size: int, round_robin: bool = False) -> tuple[FlatPartition, ...]:

@@ -47,12 +47,29 @@ class Tensor:
 
 
 class Saved:
-    """A tensor kept for the backward pass; empty when the pass saves nothing."""
+    """A tensor kept for the backward pass; empty when the pass saves nothing.
 
-    __slots__ = ("storage",)
+    ``frame``: the second run of a checkpointed function that has saved it, None outside of one.
+    """
 
-    def __init__(self, storage: Storage | None) -> None:
+    __slots__ = ("frame", "storage")
+
+    def __init__(self, storage: Storage | None, frame: Frame | None = None) -> None:
         self.storage = storage
+        self.frame = frame
+
+
+class Frame:
+    """The second run of a checkpointed function: its ``input`` goes with the last tensor that it has ``saved``.
+
+    Each of them knows the frame, which has the input (torch/utils/checkpoint.py, _CheckpointFrame.input_saver).
+    """
+
+    __slots__ = ("held", "saved")
+
+    def __init__(self, held: Storage) -> None:
+        self.held: Storage | None = held
+        self.saved = 0
 
 
 Backward = Callable[[Storage], None]
@@ -74,6 +91,8 @@ class Tape:
     _num_until_saving: int = 0  # nodes up to the last one that has saved something
     _stop_after_saves: int | None = None
     _stopped: bool = False
+    #: The second run under way, where what it saves holds its input.
+    _frame: Frame | None = None
 
     # The program's side: tensors and what it holds.
 
@@ -129,7 +148,9 @@ class Tape:
         self._saves += 1
         if not self.saving:
             return Saved(None)
-        saved = Saved(self.hold(tensor.storage))
+        saved = Saved(self.hold(tensor.storage), self._frame)
+        if self._frame is not None:
+            self._frame.saved += 1
         if self._saves == self._stop_after_saves:
             self._stopped = True  # what follows is not recomputed: no kernel runs, nothing is allocated
         return saved
@@ -140,6 +161,15 @@ class Tape:
             if item.storage is not None:
                 self.release(item.storage)
                 item.storage = None
+                if item.frame is not None:
+                    self._leave(item.frame)
+
+    def _leave(self, frame: Frame) -> None:
+        """One that ``frame`` has saved has gone; with the last of them its input does."""
+        frame.saved -= 1
+        if frame.saved == 0 and frame.held is not None:
+            self.release(frame.held)
+            frame.held = None
 
     def node(self, output: Tensor, backward: Backward) -> Tensor:
         """``backward`` gets the gradient of ``output``, owns it, and must release it."""
@@ -237,8 +267,14 @@ class Tape:
         assert kept.storage is not None
         inner = self.view(kept.storage)
         start = len(self.events)
+        if stop_after_saves is not None:
+            self._frame = Frame(inner.storage)
+            inner.held = False  # the frame has it
+            self.forget(kept)  # and this one is the same
         output = function(inner)
-        self._stopped, self._stop_after_saves = False, None
+        self._stopped, self._stop_after_saves, frame, self._frame = False, None, self._frame, None
+        if frame is not None:
+            self.drop(output)  # the exception that stops it unwinds what had its name
         # A reentrant checkpoint is a Python function: its arguments, the gradient, live until it returns.
         held = None if stop_after_saves is not None else self.hold(gradient)
         if stop_after_saves is not None:
@@ -259,6 +295,8 @@ class Tape:
         if held is not None:
             self.release(held)
         arrived = self.take_gradient(inner)
+        if frame is not None and frame.held is not None:  # nothing was saved
+            self.release(frame.held)
         self.drop(inner)
         self.forget(kept)
         if arrived is not None:

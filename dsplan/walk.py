@@ -94,7 +94,7 @@ def _is_peak(result: WalkResult, target: tuple[str, str, int]) -> bool:
 
 
 def _detailed(run: Run, rank: int, target: tuple[str, str, int] | None) -> Run:
-    return replace(run, ledger=Ledger(run.kernels, target=target), rank=rank)
+    return run.of_rank(rank, Ledger(run.kernels, target=target))
 
 
 def capacity_of(accelerator: Accelerator | None, world_size: int) -> int | None:
@@ -145,8 +145,12 @@ def _walk_outlined(run: Run, ranks: tuple[int, ...]) -> WalkResult | None:
     cut = cut_programs(run.model, programs_for(run, outlines.kernels), *outlines.cuts)
     if cut.calls != outlines.calls:
         return None
+    batch = Batch(cut, tokens_bytes(run.plan.workload), run.kernels)
+    steps = outlines.walk(batch)
+    if not outlines.holds(batch):
+        return None
     return WalkResult(
-        steps=outlines.walk(Batch(cut, tokens_bytes(run.plan.workload), run.kernels)),
+        steps=steps,
         pinned_bytes=max([one.pinned_bytes for one in outlines.ranks]),
         pageable_bytes=max([one.pageable_bytes for one in outlines.ranks]),
         host_bytes=max([one.host_bytes for one in outlines.ranks]),
@@ -156,11 +160,12 @@ def _walk_outlined(run: Run, ranks: tuple[int, ...]) -> WalkResult | None:
 
 @lru_cache(maxsize=256)
 def _outlines(key: WithoutBatch, ranks: tuple[int, ...], capacity_bytes: int | None) -> Outlines | None:
-    run = replace(key.run, capacity_bytes=capacity_bytes)
+    run = key.run if key.run.capacity_bytes == capacity_bytes else replace(key.run, capacity_bytes=capacity_bytes)
     walk = begun(run, ranks[0], TracingLedger(run.kernels, Interned()))
     if walk.checkpoints is not None:
         return None
-    walks = [walk, *[walk.of_rank(rank) for rank in ranks[1:]]]
+    others = [walk.of_rank(rank) for rank in ranks[1:]]
+    walks = [walk, *[other for other in others if not walk.outweighs(other)]]
     for each in walks:
         each.train()
     cuts = (walk.engine.follows_gradients, walk.engine.follows_modules)

@@ -171,8 +171,7 @@ class Block(Piece):
     def projection(self, x: Tensor, name: str, heads: int) -> Tensor:
         """Queries or keys of ``heads`` heads, e·b·s·heads·d, with the norm of each head where the family has one."""
         t, d = self.tape, self.decoder
-        term = WORKING if d.qk_norm and self.e != 4 else QKV
-        flat = self.linear(x, f"self_attn.{name}_proj", heads * d.head_size, term, bias=d.qkv_bias)
+        flat = self.linear(x, f"self_attn.{name}_proj", heads * d.head_size, QKV, bias=d.qkv_bias)
         by_head = self.by_head(flat, heads)
         if not d.qk_norm:
             return by_head
@@ -211,6 +210,7 @@ class Block(Piece):
         bias: bool,
         linear: Callable[..., Tensor] | None = None,
         hidden: Term | None = None,
+        owned: bool = False,
     ) -> Tensor:
         """``down(act(up(x)))``.
 
@@ -218,11 +218,14 @@ class Block(Piece):
             names: of the modules ``up``, ``act`` and ``down``.
             linear: how both products are made; None: :meth:`linear`.
             hidden: what the first product counts as, where the activation saves its result and not this.
+            owned: the first product takes the name of ``x``.
         """
         t, f = self.tape, self.decoder.intermediate_size
         up, act, down = names
         multiply = linear or self.linear
         wide = multiply(x, up, f, hidden or mlp.GATED, bias=bias)
+        if owned:
+            t.drop(x)
         active = t.module(act, self.activate, wide)
         t.drop(wide)
         out = multiply(active, down, self.h, WORKING, bias=bias, n_in=f)
@@ -274,8 +277,9 @@ class Block(Piece):
         gate = mlp.relu(t, plain, WORKING)  # sigmoid saves its result, as relu does
         t.drop(plain)
         scaled = mlp.scaled_by_rows(t, gate, shared, WORKING)
+        t.drop(shared)  # the product has its name from here on
         out = operators.add(t, routed, scaled, WORKING)
-        t.drop(routed, scaled, shared, gate, *held)
+        t.drop(routed, scaled, gate, *held)
         return out
 
     def fused_mlp(self, x: Tensor) -> Tensor:

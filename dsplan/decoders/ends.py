@@ -38,6 +38,7 @@ class Embedding(Piece):
                 t.give(plain, dx)
 
             t.node(out, backward_scale)
+            self.hold_leaf(plain)
             t.drop(plain)
         t.mark(LEAVE, name)
         shared.append(t.tensor(8 * self.s, POSITIONS))
@@ -48,7 +49,7 @@ class Embedding(Piece):
         kinds = len(set(d.windows)) if d.causal_lm == GEMMA3 else 1
         for _kind in range(kinds):
             shared += self.cosines_and_sines()
-        self.hold_named(int(self.keeps_embedding))
+        self.hold_named(int(self.keeps_embedding and not self.has_leaf))
         return out
 
     def dropped(self, x: Tensor) -> Tensor:
@@ -101,13 +102,20 @@ class Embedding(Piece):
         """Whether what comes out needs no gradient: nothing of it is trained, and no checkpointed block asks for one
         (transformers' ``enable_input_require_grads``)."""
         trained = any(parameter.trained for parameter in self.decoder.before)
-        return not trained and self.workload.activation_checkpointing == "none"
+        return not trained and not self.has_leaf
+
+    def hold_leaf(self, tokens: Tensor) -> None:
+        """The graph's hold of the tokens' embedding, where that is a leaf (:attr:`has_leaf`) and not what the first
+        block gets, which holds it too."""
+        if self.has_leaf:
+            self._leaves.append(self.tape.view(tokens.storage))
 
     def arrived(self, name: str, gradient: Storage) -> None:
         """The gradient of an embedding that is not trained."""
         if not self.is_constant:
             self.tape.mark(ENTER_BACKWARD, name)
         self.tape.release(gradient)
+        self.tape.drop(*self._leaves)
 
     def kept_masks(self) -> list[Tensor]:
         """What the masks' names are not the last to have."""

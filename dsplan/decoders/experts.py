@@ -70,19 +70,15 @@ class Mixture:
         kept_weights = self._kept((self.w * rows,), ROUTES)
         counted = [t.tensor(4 * rows, WORKING), t.tensor(4 * count, WORKING)]
         kept_offsets = self._kept((4 * count,), ROUTES)
-        kept_gate_up = self._kept((2 * e * rows * f,), HIDDEN)
-        kept_active = self._kept((e * rows * f,), HIDDEN)
-        product = t.tensor(e * rows * f, HIDDEN)
+        product, kept_gate_up, kept_active = self._gated(e * rows * f)
         kept_product = self._input_of_product(product)
-        kept_down = self._kept((row_bytes,), ROWS)
+        down = t.tensor(row_bytes, ROWS)
+        kept_down = [t.save(down)]
         t.drop(product)
         weighted = t.tensor(self.w * rows * h, WORKING)
         kept_inverse = self._kept((8 * rows,), ROUTES)
         ordered = t.tensor(self.w * rows * h, WORKING)
         t.drop(weighted)
-        summed = t.tensor(self.w * self.tokens * h, WORKING)
-        out = t.tensor(stream, WORKING) if e != self.w else t.view(summed.storage)
-        t.drop(sorted_ids, *counted, ordered, summed, gathered)
 
         def backward(gradient: Storage) -> None:
             d_weights, d_down = self._backward_of_weighting(gradient, kept_inverse, kept_weights + kept_down)
@@ -95,10 +91,10 @@ class Mixture:
                 t.parameter_gradient(f"{self.name}.experts.down_proj")
             d_up, d_active = t.allocate(e * rows * f, BACKWARD), t.allocate(e * rows * f, BACKWARD)
             t.release(d_product)
-            t.forget(*kept_active)
+            t.forget(kept_active)
             d_gate = t.allocate(e * rows * f, BACKWARD)
             t.release(d_active)
-            t.forget(*kept_gate_up)
+            t.forget(kept_gate_up)
             both = t.allocate(2 * e * rows * f, BACKWARD)
             t.release(d_gate)
             t.release(d_up)
@@ -112,21 +108,59 @@ class Mixture:
             t.give(weights, self._scattered(self.w * rows, d_weights, kept_permutation))
             t.give(x, self._scattered(stream, d_gathered, kept_tokens))
 
-        return t.node(out, backward)
+        t.node(ordered, backward)
+        out = self._summed(ordered)
+        t.drop(sorted_ids, *counted, ordered, gathered, down)
+        return out
+
+    def _summed(self, ordered: Tensor) -> Tensor:
+        """The sum over each token's experts, in the type of the stream; nothing is saved for either."""
+        t = self.t
+        size = self.w * self.tokens * self.h
+        summed = t.tensor(size, WORKING)
+
+        def backward(gradient: Storage) -> None:
+            spread = t.allocate(self.w * self.rows * self.h, BACKWARD)
+            t.release(gradient)
+            t.give(ordered, spread)
+
+        t.node(summed, backward)
+        if self.e == self.w:
+            return summed
+        out = t.tensor(self.e * self.tokens * self.h, WORKING)
+
+        def backward_of_cast(gradient: Storage) -> None:
+            wide = t.allocate(size, BACKWARD)
+            t.release(gradient)
+            t.give(summed, wide)
+
+        t.node(out, backward_of_cast)
+        t.drop(summed)
+        return out
+
+    def _gated(self, size: int) -> tuple[Tensor, Saved, Saved]:
+        """``act(gate) * up`` of all rows (``size`` bytes), and what is kept of both halves and of the activation."""
+        t = self.t
+        both, active = t.tensor(2 * size, HIDDEN), t.tensor(size, HIDDEN)
+        kept_both, kept_active = t.save(both), t.save(active)
+        product = t.tensor(size, HIDDEN)
+        t.drop(active, both)
+        return product, kept_both, kept_active
 
     def _backward_of_weighting(
         self, gradient: Storage, kept_inverse: list[Saved], kept: list[Saved]
     ) -> tuple[Storage, Storage]:
-        """Gradients of the weights and of the experts' outputs, through the sum and the permutation."""
+        """Gradients of the weights and of the experts' outputs, through the permutation.
+
+        A product's gradients have its operands' type and shape only afterwards (torch/csrc/autograd/engine.cpp,
+        validate_outputs), and what was saved goes then; what torch's checkpoint recomputed is held by no saved
+        variable (torch/utils/checkpoint.py, unpack_hook), and goes when the product's own function returns.
+        """
         t, e, rows, wide = self.t, self.e, self.rows, self.w * self.rows * self.h
-        if e != self.w:
-            upcast = t.allocate(self.w * self.tokens * self.h, BACKWARD)
-            t.release(gradient)
-            gradient = upcast
-        expanded = t.allocate(wide, BACKWARD)
-        t.release(gradient)
-        ordered = self._scattered(wide, expanded, kept_inverse)
+        ordered = self._scattered(wide, gradient, kept_inverse)
         for_weights, d_down = t.allocate(wide, BACKWARD), t.allocate(wide, BACKWARD)
+        if t.recomputed:
+            t.forget(*kept)  # it is the node's alone, and goes before its results are cast and summed
         if e != self.w:
             d_wide, d_down = d_down, t.allocate(e * rows * self.h, BACKWARD)
             t.release(d_wide)

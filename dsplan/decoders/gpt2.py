@@ -24,13 +24,12 @@ class Gpt2Block(Block):
         t = self.tape
         normalised = self.norm(x, "ln_1")
         attended = t.module("attn", self.attention, normalised)
-        t.drop(normalised)
         middle = operators.add(t, attended, x, STREAM)
+        t.drop(normalised)  # hidden_states is the sum's name from here on
         normalised = self.norm(middle, "ln_2")
         result = t.module("mlp", self.mlp, normalised)
-        t.drop(normalised)
         out = operators.add(t, middle, result, STREAM)
-        t.drop(result, middle, attended)
+        t.drop(normalised, result, middle, attended)
         return out
 
     def attention(self, x: Tensor) -> Tensor:
@@ -85,7 +84,11 @@ class Gpt2Embedding(Embedding):
         t.mark(ENTER, ROOT)
         t.mark(ENTER, INNER)
         t.mark(ENTER, "transformer.wte")
-        tokens, places = (self.outlives(t.tensor(*self.named[index]), index) for index in range(2))
+        tokens = t.tensor(self.stream_bytes, STREAM)
+        self.hold_leaf(tokens)
+        if self.names_tokens:
+            self.outlives(tokens, 0)
+        places = self.outlives(t.tensor(*self.named[self.names_tokens]), int(self.names_tokens))
         t.mark(LEAVE, "transformer.wte")
         shared = [t.tensor(8 * self.s, POSITIONS)]
         t.mark(ENTER, "transformer.wpe")
@@ -128,5 +131,5 @@ class Gpt2Embedding(Embedding):
 
     def hold_masks(self) -> list[Tensor]:
         """The mask of elementary attention, which a name has as well, or, returned, checkpointed blocks."""
-        self.hold_named(2)
+        self.hold_named(1 + self.names_tokens)
         return self.kept_masks()

@@ -17,8 +17,8 @@ def frozen_linear(t: Tape, x: Tensor, size: int, term: Term, name: str, *, own: 
     out = t.tensor(size, term)
 
     def backward(gradient: Storage) -> None:
-        t.mark(PRODUCT, name)
         dx = t.allocate(x.storage.size, BACKWARD)
+        t.mark(PRODUCT, name)
         dx.is_view = not own
         t.release(gradient)
         t.forget(kept)
@@ -34,9 +34,9 @@ def first_linear(t: Tape, x: Tensor, size: int, term: Term, name: str, weight_by
 
     def backward(gradient: Storage) -> None:
         t.allocate(weight_bytes, PARAMETER_GRADIENT)
+        t.mark(PRODUCT, name)
         if bias_bytes:
             t.allocate(bias_bytes, PARAMETER_GRADIENT)
-        t.mark(PRODUCT, name)
         t.release(gradient)
         t.forget(kept)
         if bias_bytes:

@@ -64,6 +64,8 @@ def scaled_by_rows(t: Tape, rows: Tensor, x: Tensor, term: Term) -> Tensor:
     def backward(gradient: Storage) -> None:
         dx = t.allocate(x.storage.size, BACKWARD)
         product = t.allocate(x.storage.size, BACKWARD)
+        if t.recomputed:
+            t.forget(kept_x, kept_rows)  # as in dsplan/decoders/norms.py, _weight_gradient
         d_rows = t.allocate(rows.storage.size, BACKWARD)
         t.release(product)
         t.release(gradient)

@@ -26,7 +26,10 @@ class NeoxEmbedding(Embedding):
     def embedded(self, name: str, shared: list[Tensor]) -> Tensor:
         """The tokens' embeddings (modeling_gpt_neox.py GPTNeoXModel.forward ``inputs_embeds``)."""
         out = super().embedded(name, shared)
-        return self.outlives(out, 0) if self.keeps_embedding else out
+        if not self.keeps_embedding:
+            return out
+        self.hold_leaf(out)
+        return out if self.has_leaf else self.outlives(out, 0)
 
     def dropped(self, x: Tensor) -> Tensor:
         """``emb_dropout``."""

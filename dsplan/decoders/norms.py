@@ -5,6 +5,7 @@ Legend: e bytes of an element, b·s tokens, h width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsplan.ledger import Term
@@ -48,15 +49,16 @@ def rms_norm(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term, *, tra
     roots, kept_roots, after = _rsqrt_of_mean(t, shape)
     middle = t.tensor(shape.upcast, WORKING if casts else SCALED)
     kept_roots.append(t.save(roots))
+    t.drop(wide, roots)  # the product has its name from here on
     scaled = t.tensor(shape.size, SCALED) if casts else t.view(middle.storage)
     kept_scaled = [t.save(scaled)] if trained else []
     out = t.tensor(shape.size, term)
-    t.drop(middle, wide, scaled, roots, *after)
+    t.drop(scaled, middle, *after)
 
     def backward(gradient: Storage) -> None:
         d_scaled = t.allocate(shape.size, BACKWARD)
         if trained:
-            _weight_gradient(t, shape)
+            _weight_gradient(t, shape, kept_scaled)
         t.release(gradient)
         t.forget(*kept_scaled)
         if trained:
@@ -71,9 +73,15 @@ def rms_norm(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term, *, tra
     return t.node(out, backward)
 
 
-def _weight_gradient(t: Tape, shape: NormShape) -> None:
-    """The gradient of ``weight`` in ``weight * x``: a product, summed over the rows; the engine gets it later."""
+def _weight_gradient(t: Tape, shape: NormShape, kept: Sequence[Saved]) -> None:
+    """The gradient of ``weight`` in ``weight * x``: a product, summed over the rows; the engine gets it later.
+
+    The sum comes after the product's own function (torch/csrc/autograd/engine.cpp, validate_outputs): what of ``kept``
+    torch's checkpoint has recomputed is gone by then (torch/utils/checkpoint.py, unpack_hook).
+    """
     product = t.allocate(shape.size, BACKWARD)
+    if t.recomputed:
+        t.forget(*kept)
     bias_gradient(t, shape.rows, shape.width, shape.element_bytes)
     t.release(product)
 
@@ -96,9 +104,9 @@ def rms_norm_plus_one(t: Tape, x: Tensor, shape: NormShape, name: str, term: Ter
         t.drop(weight)
     kept = [t.save(one_plus), *([t.save(middle)] if trained else [])]
     product = t.tensor(shape.upcast, WORKING if casts else term)
-    t.drop(one_plus)
+    t.drop(one_plus, middle)
     out = t.tensor(shape.size, term) if casts else t.view(product.storage)
-    t.drop(product, middle)
+    t.drop(product)
 
     def backward(gradient: Storage) -> None:
         if casts:
@@ -106,8 +114,12 @@ def rms_norm_plus_one(t: Tape, x: Tensor, shape: NormShape, name: str, term: Ter
             t.release(gradient)
         else:
             d_product = gradient
-        d_middle = t.allocate(shape.upcast, BACKWARD)
-        d_weight = _wide_weight_gradient(t, shape, casts=casts) if trained else None
+        d_weight = None
+        if trained:  # the weight is the second of the product's operands, whose gradient is made first
+            product, d_middle = t.allocate(shape.upcast, BACKWARD), t.allocate(shape.upcast, BACKWARD)
+            d_weight = _wide_weight_gradient(t, shape, kept, product, casts=casts)
+        else:
+            d_middle = t.allocate(shape.upcast, BACKWARD)
         t.release(d_product)
         t.forget(*kept)
         if d_weight is not None:
@@ -117,8 +129,12 @@ def rms_norm_plus_one(t: Tape, x: Tensor, shape: NormShape, name: str, term: Ter
     return t.node(out, backward)
 
 
-def _wide_weight_gradient(t: Tape, shape: NormShape, *, casts: bool) -> Storage:
-    product = t.allocate(shape.upcast, BACKWARD)
+def _wide_weight_gradient(
+    t: Tape, shape: NormShape, kept: Sequence[Saved], product: Storage, *, casts: bool
+) -> Storage:
+    """As :func:`_weight_gradient`, in fp32, of a ``product`` that is there."""
+    if t.recomputed:
+        t.forget(*kept)
     d_weight = bias_gradient(t, shape.rows, shape.width, 4, term=BACKWARD if casts else PARAMETER_GRADIENT)
     t.release(product)
     return d_weight
@@ -154,7 +170,7 @@ def norm_of_constant(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term
 
     def backward(gradient: Storage) -> None:
         if not plus_one:
-            _weight_gradient(t, shape)
+            _weight_gradient(t, shape, [kept])
             t.release(gradient)
             t.forget(kept)
             t.parameter_gradient(f"{name}.weight")
@@ -163,7 +179,7 @@ def norm_of_constant(t: Tape, x: Tensor, shape: NormShape, name: str, term: Term
         if casts:
             d_product = t.allocate(shape.upcast, BACKWARD)
             t.release(gradient)
-        d_weight = _wide_weight_gradient(t, shape, casts=casts)
+        d_weight = _wide_weight_gradient(t, shape, [kept], t.allocate(shape.upcast, BACKWARD), casts=casts)
         t.release(d_product)
         t.forget(kept)
         _hand_over_weight_gradient(t, shape, name, d_weight, casts=casts)

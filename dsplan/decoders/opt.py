@@ -49,7 +49,8 @@ class OptBlock(Block):
     def mlp(self, x: Tensor) -> Tensor:
         """Of tokens in one dimension."""
         names, bias = ("fc1", "activation_fn", "fc2"), self.decoder.mlp_bias
-        return self.plain_mlp(x, names, bias=bias, linear=self.flat_linear, hidden=WORKING)
+        owned = self.decoder.residual != POST_NORM
+        return self.plain_mlp(x, names, bias=bias, linear=self.flat_linear, hidden=WORKING, owned=owned)
 
     def added(self, x: Tensor, result: Tensor) -> Tensor:
         """``x + dropout(result)``, in the place of ``result``, and in another shape: tokens in one dimension or two."""
@@ -64,7 +65,7 @@ class OptBlock(Block):
     def attention(self, x: Tensor) -> Tensor:
         """modeling_opt.py OPTAttention.forward."""
         t, d, heads = self.tape, self.decoder, self.decoder.num_attention_heads
-        plain = self.linear(x, "self_attn.q_proj", self.h, WORKING, bias=d.qkv_bias)
+        plain = self.linear(x, "self_attn.q_proj", self.h, QKV, bias=d.qkv_bias)
         q = scaled(self.tape, plain, QKV)
         t.drop(plain)
         if self.eager:
@@ -95,14 +96,15 @@ class OptEmbedding(Gpt2Embedding):
         for each in (ROOT, INNER, of_tokens):
             t.mark(ENTER, each)
         tokens = t.tensor(self.e * self.tokens * width, STREAM)
-        if not is_projected:
+        self.hold_leaf(tokens)
+        if not is_projected and self.names_tokens:
             self.outlives(tokens, 0)
         t.node(tokens, self.tokens_backward(of_tokens, width))
         t.mark(LEAVE, of_tokens)
         shared = self.hold_masks()
         t.mark(ENTER, of_positions)
         shared.append(t.tensor(8 * self.tokens, POSITIONS))
-        places = self.outlives(t.tensor(self.stream_bytes, STREAM), 1)
+        places = self.outlives(t.tensor(self.stream_bytes, STREAM), int(self.names_tokens))
         t.node(places, self.positions_backward(of_positions, shared))
         t.mark(LEAVE, of_positions)
         if is_projected:

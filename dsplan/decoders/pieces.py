@@ -52,6 +52,7 @@ class Piece:
         #: Whether each of the piece's parameters is trained, by its name.
         self.trains = {parameter.name: parameter.trained for parameter in self.parameters}
         self._constants: dict[int, Tensor] = {}
+        self._leaves: list[Tensor] = []
         #: What a name in the block has until it returns.
         self.probabilities: list[Tensor] = []
         self.eager = kind_of_attention == EAGER
@@ -99,8 +100,9 @@ class Piece:
         masks = tuple((int(rounded(size)), term) for size, term in self.masks.named)
         if self.decoder.causal_lm in (GPT2, OPT):  # GPT-2's positions are of one sample, OPT's of each
             places = int(rounded(self.e * self.s * self.h)) if self.decoder.causal_lm == GPT2 else self.whole_stream
-            return (self.whole_stream, STREAM), (places, STREAM), *masks
-        if self.keeps_embedding:
+            tokens = ((self.whole_stream, STREAM),) if self.names_tokens else ()
+            return *tokens, (places, STREAM), *masks
+        if self.keeps_embedding and not self.has_leaf:
             return (self.whole_stream, STREAM), *masks
         if self.workload.activation_checkpointing != "none":
             # Their blocks return their probabilities, which the last one's result has until the next one's.
@@ -109,6 +111,19 @@ class Piece:
             return ((int(rounded(scores)), SCORES),) if returned else ()
         saved = self.e == 4 or self.decoder.norm == LAYER_NORM
         return masks if saved else (*masks, (self.whole_stream, STREAM))
+
+    @property
+    def has_leaf(self) -> bool:
+        """Whether the tokens' embedding is a leaf of autograd's graph, which holds it until the backward pass is over:
+        nothing of it is trained, but blocks that run again need an input that asks for a gradient (transformers'
+        modeling_utils.py enable_input_require_grads; torch/csrc/autograd/functions/accumulate_grad.h, ``variable``)."""
+        trained = any(parameter.trained for parameter in self.decoder.before)
+        return not trained and self.workload.activation_checkpointing != "none"
+
+    @property
+    def names_tokens(self) -> bool:
+        """Of GPT-2 and OPT: whether a name alone has the tokens' embedding, or what is projected of it."""
+        return not self.has_leaf or self.decoder.before[0].shape[1] != self.h
 
     @property
     def keeps_embedding(self) -> bool:
@@ -203,7 +218,7 @@ class Piece:
         rank = next(each.shape[0] for each in self.parameters if each.name == f"{name}.lora_A.default.weight")
 
         def adapt(y: Tensor) -> Tensor:
-            base = linear(y, f"{name}.base_layer", n_out, WORKING, bias=bias, n_in=n_in)
+            base = linear(y, f"{name}.base_layer", n_out, term, bias=bias, n_in=n_in)
             y = self.hooked(f"{name}.lora_dropout.default", lambda z: z, y)  # none: an nn.Identity
             narrow = linear(y, f"{name}.lora_A.default", rank, ADAPTED, bias=False, n_in=n_in)
             wide = linear(narrow, f"{name}.lora_B.default", n_out, WORKING, bias=False, n_in=rank)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 from dsplan import states
 from dsplan.engine.stretches import NOTHING, Runs, first_of_block
+from dsplan.families.adapters import is_adapter
 from dsplan.kernels import Kernels
 from dsplan.ledger import PAGEABLE, Ledger, Sizes, Term
 from dsplan.model import ModelShape
@@ -15,12 +18,15 @@ from dsplan.partition import parameter_sizes
 from dsplan.plan import Plan
 from dsplan.tape import GRADIENT
 
+EngineT = TypeVar("EngineT", bound="Engine")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One rank of one plan, and the ledger that it writes.
 
-    ``capacity_bytes`` is what the device has for tensors; None: as much as is asked for.
+    ``capacity_bytes`` is what the device has for tensors; None: as much as is asked for. ``built`` is what is built and
+    moved, where ``model`` is the trained part of it alone; None: ``model`` is all of it.
     """
 
     model: ModelShape
@@ -30,6 +36,20 @@ class Run:
     ledger: Ledger
     rank: int = 0
     capacity_bytes: int | None = None
+    built: ModelShape | None = None
+
+    def of_rank(self, rank: int, ledger: Ledger) -> Run:
+        """The same run of another rank, written into ``ledger``."""
+        return Run(
+            model=self.model,
+            plan=self.plan,
+            world_size=self.world_size,
+            kernels=self.kernels,
+            ledger=ledger,
+            rank=rank,
+            capacity_bytes=self.capacity_bytes,
+            built=self.built,
+        )
 
     @property
     def element_bytes(self) -> int:
@@ -63,6 +83,17 @@ class Engine:
     def initialise(self) -> None:
         """Build the model, move it, deepspeed.initialize."""
         raise NotImplementedError
+
+    def begins_again(self) -> bool:
+        """Whether a step's passes would do what the first one's did: they find what those found, and leave the host
+        as it is. False: not told."""
+        return False
+
+    def copy(self: EngineT) -> EngineT:
+        """The engine as it is now, with the same ledger."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
 
     def of_rank(self, run: Run) -> Engine | None:  # noqa: ARG002
         """The engine of another rank, initialised as this one is, which has had no backward pass; None: not known."""
@@ -134,28 +165,27 @@ class Engine:
         return sizes.times(width) if isinstance(sizes, Sizes) else tuple([width * numel for numel in sizes])
 
     def build_on_host_and_move(self) -> None:
-        """fp32 on the host, cast parameter by parameter, then moved (engine.py _configure_distributed_model)."""
-        ledger, sizes = self.ledger, self.sizes
-        masks = (self._buffer_bytes,) * self._num_buffers
-        ledger.alloc_many(states.HOST_MODEL, self.bytes_each(4))
+        """fp32 on the host, cast parameter by parameter, then moved (engine.py _configure_distributed_model).
+
+        All that is built, trained or not; adapters are put in once weights are tied (peft/mapping.py).
+        """
+        ledger, built = self.ledger, self.run.built or self.run.model
+        sizes = parameter_sizes(built)
+        adapters = [4 * each.numel for each in built.parameters if is_adapter(each)] if self.run.built else []
+        masks = Sizes.of([((self._buffer_bytes,), self._num_buffers)])
+        ledger.alloc_many(states.HOST_MODEL, sizes.times(4))
         ledger.alloc_many(states.HOST_MODEL, masks)
         if masks:
             # mingpt/model.py: each block's mask is made of ones, before the block's MLP and all that follows.
             ledger.temporary(states.HOST_MODEL, max(masks[0] - 4 * _after_last_attention(self.run.model), 0))
-        ledger.temporary(states.HOST_MODEL, 4 * self.tied_elements)
+        ledger.temporary(states.HOST_MODEL, max(4 * tied_elements(built) - sum(adapters), 0))
         if self.e != 4:
             # Parameter by parameter: each cast takes half of what it then frees.
             ledger.temporary(states.HOST_MODEL, _highest_cast(sizes, self.e))
-            ledger.free_many(states.HOST_MODEL, self.bytes_each(4))
-            ledger.alloc_many(states.HOST_MODEL, self.bytes_each(self.e))
-        self._move(states.HOST_MODEL, states.PARAMETERS, self.bytes_each(self.e))
+            ledger.free_many(states.HOST_MODEL, sizes.times(4))
+            ledger.alloc_many(states.HOST_MODEL, sizes.times(self.e))
+        self._move(states.HOST_MODEL, _terms(built) if self.run.built else states.PARAMETERS, sizes.times(self.e))
         self._move(states.HOST_MODEL, states.BUFFERS, masks)
-
-    @property
-    def tied_elements(self) -> int:
-        """Elements of the weight that a head is made with before it is tied to another's (mingpt/model.py); 0: none."""
-        model = self.run.model
-        return model.vocab_size * model.hidden_size if model.tied_module else 0
 
     @property
     def _num_buffers(self) -> int:
@@ -165,14 +195,19 @@ class Engine:
     def _buffer_bytes(self) -> int:
         return 4 * self.run.model.max_position_embeddings**2
 
-    def _move(self, source: Term, target: Term, sizes: tuple[int, ...]) -> None:
+    def _move(self, source: Term, target: Term | Sequence[Term], sizes: tuple[int, ...]) -> None:
+        """``target``: of all, or of each."""
         # On the CPU device .to(device) returns the same tensor; elsewhere both exist for a moment.
-        if self.run.kernels.one_pool:
-            self.ledger.free_many(source, sizes)
-            self.ledger.alloc_many(target, sizes)
+        ledger, one_pool = self.ledger, self.run.kernels.one_pool
+        if one_pool:
+            ledger.free_many(source, sizes)
+        if isinstance(target, Term):
+            ledger.alloc_many(target, sizes)
         else:
-            self.ledger.alloc_many(target, sizes)
-            self.ledger.free_many(source, sizes)
+            for term, size in zip(target, sizes, strict=True):
+                ledger.alloc(term, size)
+        if not one_pool:
+            ledger.free_many(source, sizes)
 
     def copy_to_host(self, elements: int) -> None:
         """What a blocking copy from the device takes beside its fp32 result on the host: it arrives in the model's
@@ -198,6 +233,19 @@ class Engine:
         else:
             ledger.free(states.HOST_TRANSIENT, size)
             ledger.alloc(self.placed(term, pinned=pinned), size)
+
+
+def tied_elements(model: ModelShape) -> int:
+    """Elements of the weight that a head is made with before it is tied to another's (mingpt/model.py; transformers'
+    modeling_utils.py tie_weights); 0: none."""
+    if model.decoder is None:
+        return model.vocab_size * model.hidden_size if model.tied_module else 0
+    return next((each.numel for each in model.decoder.before if each.name == model.decoder.tied), 0)
+
+
+def _terms(model: ModelShape) -> list[Term]:
+    """What each parameter on the device is."""
+    return [states.PARAMETERS if each.trained else states.FROZEN_PARAMETERS for each in model.parameters]
 
 
 def _highest_cast(sizes: tuple[int, ...], width: int) -> int:

@@ -22,7 +22,6 @@ _MLP = "mlp"
 STAGE_OF_LEAVES = 3
 
 
-@lru_cache(maxsize=64)
 def with_chosen_leaf(model: ModelShape, zero: ZeroConfig) -> ModelShape:
     """``model`` as ``zero`` says which of its submodules are leaves; itself where that is what DeepSpeed takes anyway.
 
@@ -32,6 +31,11 @@ def with_chosen_leaf(model: ModelShape, zero: ZeroConfig) -> ModelShape:
     chosen = zero.leaf_module
     if zero.stage != STAGE_OF_LEAVES or chosen == LeafModule():
         return model
+    return _with_leaf(model, chosen)
+
+
+@lru_cache(maxsize=64)
+def _with_leaf(model: ModelShape, chosen: LeafModule) -> ModelShape:
     if model.decoder is None:
         return _without_leaves(model, chosen)
     leaf = _leaf(model, model.decoder, chosen)

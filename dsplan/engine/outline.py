@@ -177,8 +177,12 @@ class Blocks:
         """The moment is the layer in which the blocks are highest first."""
         level = highest = layer = 0
         onwards = 1 if self.direction == FORWARD else -1
+        settled: dict[Effects, Effect] = {}
         for first, count, effects in self.runs:
-            rise, net = batch.settled(BLOCK, self.direction, effects)
+            found = settled.get(effects)
+            if found is None:
+                found = settled[effects] = batch.settled(BLOCK, self.direction, effects)
+            rise, net = found
             later = count - 1 if net > 0 else 0  # of alike blocks the last or the first is the highest
             if level + later * net + rise > highest:
                 highest = level + later * net + rise
@@ -213,6 +217,22 @@ class Phase:
         return found
 
 
+class Room(NamedTuple):
+    """Where an engine's choice depends on how far the level is below the highest so far, and so on the batch.
+
+    Attributes:
+        step, phase: their places in the outline.
+        before: what of the phase is before that.
+        lift: how far the highest so far has to be over the level at the end of ``before``, in bytes, for the outline
+            to hold.
+    """
+
+    step: int
+    phase: int
+    before: Phase
+    lift: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
     """The outline of one rank.
@@ -221,6 +241,7 @@ class Outline:
         steps: of the initialisation and each step its name and its phases in order.
         pinned_bytes, pageable_bytes, host_bytes: peaks on the host, which no batch changes.
         init_bytes: the peak of the initialisation.
+        rooms: what has to hold of a batch for it to have this outline.
     """
 
     steps: tuple[tuple[str, tuple[Phase, ...]], ...]
@@ -228,6 +249,20 @@ class Outline:
     pageable_bytes: int
     host_bytes: int
     init_bytes: int
+    rooms: tuple[Room, ...] = ()
+
+    def holds(self, batch: Batch) -> bool:
+        """Whether there is the room with ``batch`` that was taken to be there."""
+        return not self.rooms or all(self._leaves(room, batch) for room in self.rooms)
+
+    def _leaves(self, room: Room, batch: Batch) -> bool:
+        level = highest = 0
+        phases = [phase for _, phases in self.steps[: room.step] for phase in phases]
+        for phase in (*phases, *self.steps[room.step][1][: room.phase], room.before):
+            rise, net, _ = batch.of_phases.get(phase) or phase.settled(batch)
+            highest = max(highest, level + rise)
+            level += net
+        return highest - level >= room.lift
 
     def walk(self, batch: Batch) -> list[dict[str, Height]]:
         """Of every step and phase the level at its end, its peak and the moment of it, with ``batch``.
@@ -263,6 +298,10 @@ class Outlines:
     cuts: tuple[bool, bool]
     calls: tuple[tuple[int, int], ...]
     kernels: Kernels
+
+    def holds(self, batch: Batch) -> bool:
+        """Whether these are the outlines with ``batch``."""
+        return all(one.holds(batch) for one in self.ranks)
 
     def walk(self, batch: Batch) -> tuple[StepMemory, ...]:
         """The levels and peaks of every phase with ``batch``, of the worst rank in each."""

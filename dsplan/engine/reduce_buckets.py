@@ -1,25 +1,47 @@
 """Reduce buckets: where gradients that come block after block fill and empty DeepSpeed's bucket.
 
 A gradient that no longer fits empties the bucket first. Blocks are alike, so where a bucket ends depends only on where
-in a block it began, and what the reduction of a bucket takes only on that, and on whether it touches the partitions of
-more ranks than one. So each kind of bucket has to be reduced once, not each bucket.
+in a block it began: after a few buckets the same ones come again and again, some blocks later each time. What the
+reduction of a bucket takes depends only on where it began, too, and on whether it touches the partitions of more ranks
+than one. So only the buckets up to the first repetition are counted out, and each kind of bucket is reduced once.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
-from functools import lru_cache
-from itertools import accumulate, chain, groupby, repeat
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
+from itertools import accumulate, chain, groupby, zip_longest
+from typing import NamedTuple
 
-from dsplan.engine.stretches import Effect, Runs
+from dsplan.engine.stretches import NOTHING, Effect, Runs
 
 #: (place in its block of the first gradient, whether several ranks' partitions are touched).
 Kind = tuple[int, bool]
+#: (Place, what the reduction there does) of each bucket that a block empties.
+Emptied = tuple[tuple[int, Effect], ...]
+
+
+class Bucket(NamedTuple):
+    """One bucket, as far as it is filled from the row of blocks.
+
+    Attributes:
+        start: place in its block of the first gradient.
+        block, place: number of the block in the row, and place in it, of the gradient that empties the bucket.
+        elements: in it.
+        begin, end: of what it spans in the flat buffer.
+    """
+
+    start: int
+    block: int
+    place: int
+    elements: int
+    begin: int
+    end: int
 
 
 class BlockBuckets:
-    """The buckets that are emptied while the gradients of a row of blocks arrive.
+    """The buckets that are emptied while the gradients of a row of blocks arrive, numbered from 0 on.
 
     Args:
         sizes: elements of a block's gradients in the order in which they arrive.
@@ -32,12 +54,7 @@ class BlockBuckets:
         partition: elements of each rank's.
 
     Attributes:
-        places: of each bucket (number of the block in the row, place in it) of the gradient that empties it.
-        starts: of each the same of its first gradient, of the first bucket that of its first from these blocks; and
-            likewise of the bucket that is left.
-        elements: of each that are from these blocks; and of the bucket that is left.
-        spans: begin and end in the flat buffer of what each has from these blocks; and of the bucket that is left.
-        kinds: of each, the first apart: what is in it from before may be anything.
+        count: of buckets; that of this number is the one that is left.
         effects: what reducing a bucket of a kind does, which leaves nothing; whoever can tell fills it in.
     """
 
@@ -57,150 +74,190 @@ class BlockBuckets:
         self._num_blocks = num_blocks
         self._ends = list(accumulate(sizes))
         self._starts = [0, *self._ends[:-1]]
+        self._stops = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
+        self._lowest_to = list(accumulate(offsets, min))  # of those up to a place; likewise from one on
+        self._highest_to = list(accumulate(self._stops, max))
+        self._lowest_from = list(accumulate(reversed(offsets), min))[::-1]
+        self._highest_from = list(accumulate(reversed(self._stops), max))[::-1]
         self._base = base
         self._apart = onwards * self._ends[-1]  # a block from the one before it, in the flat buffer
-        self.places: list[tuple[int, int]] = []
-        self.starts = [(0, 0)]
-        self.elements: list[int] = []
-        self.spans: list[tuple[int, int]] = []
-        seen: dict[int, int] = {}  # by its place, the bucket that the gradient at it begins
-        block = place = 0
-        after = self._after(0, limit - pending)
-        while block + after[0] < num_blocks and place not in seen:
-            if self.places:
-                seen[place] = len(self.places)
-            moved = base + block * self._apart
-            blocks, place, elements, begin, end = after
-            block += blocks
-            self.places.append((block, place))
-            self.elements.append(elements)
-            self.spans.append((moved + begin, moved + end))
-            after = self._after(place, limit)
-        if place in seen:
-            self._repeat(seen[place])
-            block, place = self.places[-1]
-        self.starts += self.places
-        self.elements.append((num_blocks - block) * self._ends[-1] - self._starts[place])
-        begin, end = self._span(place, num_blocks - block, 0)
-        self.spans.append((base + block * self._apart + begin, base + block * self._apart + end))
-        crosses = [begin % partition + end - begin > partition for begin, end in self.spans]
-        self.kinds: list[Kind] = list(zip([place for _, place in self.starts], crosses, strict=True))[:-1]
+        self._partition = partition
+        self._first: list[Bucket] = []  # those before the first that comes again
+        self._again: list[Bucket] = []  # those that come again, ``_period`` blocks later each time
+        self._period = num_blocks
+        self._count_out(limit, pending)
+        self._times = [max(-(-(num_blocks - each.block) // self._period), 0) for each in self._again]
+        self.count = len(self._first) + sum(self._times)
+        self._crosses = [self._that_cross(*each) for each in zip(self._again, self._times, strict=True)]
         self.effects: dict[Kind, Effect] = {}
-        self._blocks: list[tuple[Effect, ...]] = []
-        self._freed: list[int] = []
-        self._heights: list[int] = []  # of each bucket's reduction over the start, were no other special
+        self._regular: list[tuple[int, tuple[Effect, ...]]] = []
+        self._run_starts: list[int] = []
         self._patched: dict[tuple[tuple[int, Effect], ...], Runs] = {}
 
-    def _repeat(self, first: int) -> None:
-        """The buckets from ``first`` on come again and again: the last ends at the place at which ``first`` began."""
-        (begin, _), (end, _) = self.places[first - 1], self.places[-1]
-        blocks = end - begin
-        times = (self._num_blocks - 1) // blocks
+    def _count_out(self, limit: int, pending: int) -> None:
+        found: list[Bucket] = []
+        seen: dict[int, int] = {}  # by its place, the bucket that the gradient at it begins
+        block = place = 0
+        room = limit - pending
+        while place not in seen:
+            if found:
+                seen[place] = len(found)
+            blocks, rest = divmod(self._starts[place] + room, self._ends[-1])
+            if block + blocks >= self._num_blocks:
+                self._first = found
+                return
+            beyond = bisect_right(self._ends, rest)
+            found.append(self._bucket(block, place, block + blocks, beyond))
+            block, place, room = block + blocks, beyond, limit
+        again = seen[place]
+        self._first, self._again = found[:again], found[again:]
+        self._period = block - self._first[-1].block
 
-        def later(start: int, step: int) -> range:
-            return range(start + step, start + step * (times + 1), step)
+    def _bucket(self, block: int, place: int, last: int, beyond: int) -> Bucket:
+        """That from ``place`` of ``block`` on to before ``beyond`` of the block ``last``."""
+        elements = (last - block) * self._ends[-1] + self._starts[beyond] - self._starts[place]
+        base = self._base + block * self._apart
+        begin = end = 0
+        if block == last and place < beyond:
+            begin, end = base + min(self._offsets[place:beyond]), base + max(self._stops[place:beyond])
+        elif block < last:
+            begin, end = base + self._lowest_from[place], base + self._highest_from[place]
+            tail, stop = (last, beyond - 1) if beyond else (last - 1, len(self._sizes) - 1)
+            if block < tail:
+                base = self._base + tail * self._apart
+                begin, end = min(begin, base + self._lowest_to[stop]), max(end, base + self._highest_to[stop])
+        return Bucket(place, last, beyond, elements, begin, end)
 
-        apart = blocks * self._apart
-        of_places = [zip(later(block, blocks), repeat(place)) for block, place in self.places[first:]]
-        of_spans = [zip(later(low, apart), later(high, apart), strict=True) for low, high in self.spans[first:]]
-        places = list(chain.from_iterable(zip(*of_places, strict=True)))
-        spans = list(chain.from_iterable(zip(*of_spans, strict=True)))
-        elements = self.elements[first:] * times
-        count = bisect_left(places, (self._num_blocks, 0))
-        self.places += places[:count]
-        self.spans += spans[:count]
-        self.elements += elements[:count]
+    def bucket(self, number: int) -> Bucket:
+        """Of all up to the one that is left, whose block is the one after the last."""
+        again = number - len(self._first)
+        if number == self.count:
+            block, place = self.place(number - 1) if number else (0, 0)
+            return self._bucket(block, place, self._num_blocks, 0)
+        if again < 0:
+            return self._first[number]
+        times, which = divmod(again, len(self._again))
+        start, block, place, elements, begin, end = self._again[which]
+        apart = times * self._period
+        moved = apart * self._apart
+        return Bucket(start, block + apart, place, elements, begin + moved, end + moved)
 
-    def _after(self, place: int, room: int) -> tuple[int, int, int, int, int]:
-        """Where the gradient is that no longer has ``room`` when those from ``place`` on arrive.
+    def place(self, number: int) -> tuple[int, int]:
+        """Of a bucket the block, as its number in the row, and the place of the gradient that empties it."""
+        again = number - len(self._first)
+        if again < 0:
+            return self._first[number][1:3]
+        times, which = divmod(again, len(self._again))
+        _, block, place, *_ = self._again[which]
+        return block + times * self._period, place
 
-        Blocks until it comes, its place there, elements before it, and their span from the first one's block on.
+    def _within(self, each: Bucket, times: int, ranges: Iterable[tuple[int, int]]) -> Iterator[range]:
+        """How many times later ``each`` spans something of ranges of the flat buffer, (begin, end) in elements.
+
+        Of an empty range, which is a border: has something on both sides of it.
         """
-        blocks, rest = divmod(self._starts[place] + room, self._ends[-1])
-        beyond = bisect_right(self._ends, rest)
-        elements = blocks * self._ends[-1] + self._starts[beyond] - self._starts[place]
-        return (blocks, beyond, elements, *self._span(place, blocks, beyond))
+        apart = self._period * self._apart
+        near, far = (each.end, each.begin) if apart > 0 else (each.begin, each.end)
+        for begin, end in ranges:
+            enters, leaves = (begin, end) if apart > 0 else (end, begin)
+            yield range(max((enters - near) // apart + 1, 0), min(-((far - leaves) // apart), times))
 
-    def _span(self, place: int, blocks: int, beyond: int) -> tuple[int, int]:
-        """Begin and end in the flat buffer of the gradients from ``place`` to before ``beyond``, ``blocks`` later."""
-        parts = [(0, place, beyond if blocks == 0 else len(self._sizes))]
-        if blocks and beyond:
-            parts.append((blocks, 0, beyond))
-        elif blocks > 1:
-            parts.append((blocks - 1, 0, len(self._sizes)))
-        begins, ends = [], []
-        for block, first, stop in parts:
-            base = block * self._apart
-            begins += [base + offset for offset in self._offsets[first:stop]]
-            ends += [base + self._offsets[each] + self._sizes[each] for each in range(first, stop)]
-        return (min(begins), max(ends)) if begins else (0, 0)
+    def _that_cross(self, each: Bucket, times: int) -> bytearray:
+        """Whether ``each`` lies in several partitions, of all the times that it comes."""
+        size, part, apart = each.end - each.begin, self._partition, self._period * self._apart
+        if size > part:
+            return bytearray(b"\1") * times
+        begins = range(each.begin, each.begin + times * apart, apart)
+        borders = range(min(begins[0], begins[-1]) // part * part + part, max(begins[0], begins[-1]) + size, part)
+        if len(borders) > times:
+            return bytearray([begin % part + size > part for begin in begins])
+        found = bytearray(times)
+        for crossed in self._within(each, times, zip(borders, borders, strict=True)):
+            for time in crossed:
+                found[time] = 1
+        return found
 
-    def reduced(
-        self,
-        effect: Callable[[Callable[[], None]], Effect],
-        fill: Callable[[int], None],
-        reduce: Callable[[], None],
-        attempt: Callable[[], None],
-    ) -> dict[int, Effect]:
-        """Reduce the first bucket, which is returned, and one of each kind where none has been.
+    def _kind(self, number: int) -> Kind:
+        again = number - len(self._first)
+        if again >= 0:
+            time, which = divmod(again, len(self._again))
+            return self._again[which].start, self._crosses[which][time] == 1
+        each = self._first[number]
+        return each.start, each.begin % self._partition + each.end - each.begin > self._partition
+
+    def _kinds(self) -> Iterator[tuple[Kind, int]]:
+        """The kinds of the buckets but the first, each with one of that kind."""
+        for number in range(1, len(self._first)):
+            yield self._kind(number), number
+        for which, (each, crosses) in enumerate(zip(self._again, self._crosses, strict=True)):
+            for cross in (False, True):
+                time = crosses.find(cross)
+                if time >= 0:
+                    yield (each.start, cross), len(self._first) + which + time * len(self._again)
+
+    def _rises(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Of the buckets from ``start`` to before ``stop`` the first of each kind that rises: how far, and where."""
+        first, step = len(self._first), len(self._again)
+        for number in range(start, min(stop, first)):
+            yield self.effect_of(number)[0], *self.place(number)
+        for which, (each, crosses) in enumerate(zip(self._again, self._crosses, strict=True), start=first):
+            for cross in (False, True):
+                rise, _ = self.effects.get((each.start, cross), NOTHING)
+                time = crosses.find(cross, max(-((which - start) // step), 0)) if rise else -1
+                if time >= 0 and which + time * step < stop:
+                    yield rise, each.block + time * self._period, each.place
+
+    def find_effects(self, effect: Callable[[Callable[[], None]], Effect], reduce: Callable[[int], None]) -> None:
+        """Reduce a bucket of each kind, but for the first one, where that has not been done.
 
         Args:
             effect: of an action, as :meth:`dsplan.ledger.Ledger.effect`.
-            fill: makes a bucket the engine's.
-            reduce: reduces the engine's.
-            attempt: does of it what all of a kind have in common, and empties it.
+            reduce: does of the reduction of a bucket what all of its kind have in common.
         """
-        if not self.places:
-            return {}
-        fill(0)
-        special = {0: effect(reduce)}
-        if not self.effects:
-            for kind in set(self.kinds[1:]):
-                fill(self.kinds.index(kind, 1))
-                self.effects[kind] = effect(attempt)
-        return special
+        if self.effects:
+            return
+        for kind, number in self._kinds():
+            if kind not in self.effects:
+                self.effects[kind] = effect(partial(reduce, number))
 
-    def touching(self, begin: int, end: int) -> Iterator[int]:
-        """The buckets that may have something of a range of the flat buffer, but for the first and the one left."""
-        # In the order of arrival the range lies in the blocks from the first of these to the one after the second.
-        blocks = sorted([(position - self._base) // self._apart for position in (begin, end)])
-        lowest = max(bisect_left(self.places, (blocks[0], 0)), 1)
-        beyond = min(bisect_left(self.starts, (blocks[1] + 2, 0)), len(self.places))
-        for bucket in range(lowest, beyond):
-            first, last = self.spans[bucket]
-            if last > begin and first < end:
-                yield bucket
+    def effect_of(self, number: int) -> Effect:
+        """What reducing a bucket does, by its kind; of the first one nobody knows."""
+        return self.effects[self._kind(number)]
 
-    def gradients(self, bucket: int) -> list[tuple[int, int]]:
+    def touching(self, begin: int, end: int) -> list[int]:
+        """The buckets that may have something of a range of the flat buffer, but for the one that is left."""
+        found = [number for number, each in enumerate(self._first) if each.end > begin and each.begin < end]
+        again, step = len(self._first), len(self._again)
+        ranges = []
+        for which, (each, times) in enumerate(zip(self._again, self._times, strict=True), start=again):
+            (touched,) = self._within(each, times, [(begin, end)])
+            ranges.append(range(which + touched.start * step, which + touched.stop * step, step))
+        return found + sorted(chain(*ranges))
+
+    def gradients(self, number: int) -> list[tuple[int, int]]:
         """(Block, place) of each gradient of a bucket that comes from these blocks."""
-        block, place = self.starts[bucket]
-        last, beyond = self.places[bucket] if bucket < len(self.places) else (self._num_blocks, 0)
+        block, place = self.place(number - 1) if number else (0, 0)
+        last, beyond = self.place(number) if number < self.count else (self._num_blocks, 0)
         if block == last:
             return [(block, each) for each in range(place, beyond)]
         found = [(block, each) for each in range(place, len(self._sizes))]
         found += [(each, other) for each in range(block + 1, last) for other in range(len(self._sizes))]
         return found + [(last, each) for each in range(beyond)]
 
-    def in_a_row(self, sizes: tuple[int, ...], special: dict[int, Effect]) -> Effect:
-        """What it comes to where the gradients do not arrive but are taken one after the other.
+    def in_a_row(self, kept: tuple[Effect, ...], special: dict[int, Effect]) -> Effect:
+        """What it comes to where the gradients do not arrive but are taken one after the other; as :meth:`of_blocks`.
 
-        Args:
-            sizes: bytes of each of a block, which goes once it is taken; always the same.
-            special: as for :meth:`of_blocks`.
+        Nothing rises where no bucket is emptied, and the level falls with every gradient.
         """
-        before = [0, *accumulate(sizes)]
-        if not self._freed:
-            self._freed = [block * before[-1] + before[place] for block, place in self.places]
-            rises = [self.effects[kind][0] for kind in self.kinds[1:]]
-            self._heights = [0, *[rise - freed for rise, freed in zip(rises, self._freed[1:], strict=True)]]
+        before = list(accumulate([net for _, net in kept], initial=0))
         highest = level = start = 0
-        for bucket, (rise, net) in special.items():
-            highest = max(highest, level + max(self._heights[start:bucket], default=0))
-            highest = max(highest, level + rise - self._freed[bucket])
-            level += net
-            start = bucket + 1
-        highest = max(highest, level + max(self._heights[start:], default=-level))
-        return highest, level - self._num_blocks * before[-1]
+        for number, effect in (*special.items(), (self.count, NOTHING)):
+            own = [(effect[0], *self.place(number))] if number < self.count else []
+            for rise, block, place in (*self._rises(start, number), *own):
+                highest = max(highest, level + rise + block * before[-1] + before[place])
+            level += effect[1]
+            start = number + 1
+        return highest, level + self._num_blocks * before[-1]
 
     def of_blocks(self, kept: tuple[Effect, ...], special: dict[int, Effect]) -> Runs:
         """What happens at each gradient of each block: runs of blocks at which the same does.
@@ -212,34 +269,82 @@ class BlockBuckets:
         key = tuple(special.items())
         found = self._patched.get(key)
         if found is None:
-            blocks = list(self._by_kind(kept))
-            for bucket, effect in key:
-                block, place = self.places[bucket]
-                each = list(blocks[block])
-                each[place] = followed(effect, kept[place])
-                blocks[block] = tuple(each)
-            found = self._patched[key] = [(len(tuple(alike)), each) for each, alike in groupby(blocks)]
+            found = self._patched[key] = self._with_special(kept, special)
         return found
 
-    def _by_kind(self, kept: tuple[Effect, ...]) -> list[tuple[Effect, ...]]:
-        if self._blocks:
-            return self._blocks
-        ends: list[list[Kind]] = [[] for _ in range(self._num_blocks)]
-        for (block, _), kind in zip(self.places[1:], self.kinds[1:], strict=True):
-            ends[block].append(kind)
-        emptied_at = dict(zip(self.kinds[1:], [place for _, place in self.places[1:]], strict=True))  # of each kind
-        made: dict[tuple[Kind, ...], tuple[Effect, ...]] = {}
-        for emptied in ends:
-            key = tuple(emptied)
-            found = made.get(key)
-            if found is None:
-                each = list(kept)
-                for kind in key:
-                    place = emptied_at[kind]
-                    each[place] = followed(self.effects[kind], kept[place])
-                found = made[key] = tuple(each)
-            self._blocks.append(found)
-        return self._blocks
+    def _with_special(self, kept: tuple[Effect, ...], special: dict[int, Effect]) -> Runs:
+        if not self._regular:
+            self._find_regular(kept)
+            self._run_starts = list(accumulate([count for count, _ in self._regular], initial=0))
+        changes: dict[int, list[tuple[int, Effect]]] = {}  # by block
+        for number, effect in special.items():
+            block, place = self.place(number)
+            changes.setdefault(block, []).append((place, followed(effect, kept[place])))
+        runs = list(self._regular)
+        for block, changed in reversed(changes.items()):  # so that the runs before it are where they were
+            at = bisect_right(self._run_starts, block) - 1
+            count, each = runs[at]
+            inside = block - self._run_starts[at]
+            effects = list(each)
+            for place, effect in changed:
+                effects[place] = effect
+            parts = ((inside, each), (1, tuple(effects)), (count - inside - 1, each))
+            runs[at : at + 1] = [part for part in parts if part[0]]
+        return runs
+
+    def _find_regular(self, kept: tuple[Effect, ...]) -> None:
+        """:meth:`of_blocks` where nothing is special; there is nothing yet at the first bucket, which always is."""
+        runs = self._regular
+        made: dict[Emptied, tuple[Effect, ...]] = {}
+        turn = self._first[-1].block + 1 if self._again else self._num_blocks
+        for count, emptied in chain(self._emptied_once(turn), self._emptied_again(turn)):
+            each = made.get(emptied)
+            if each is None:
+                effects = list(kept)
+                for place, effect in emptied:
+                    effects[place] = followed(effect, kept[place])
+                each = made[emptied] = tuple(effects)
+            times = runs.pop()[0] if runs and runs[-1][1] == each else 0
+            runs.append((times + count, each))
+
+    def _emptied_once(self, turn: int) -> Iterator[tuple[int, Emptied]]:
+        """Runs of blocks, with what each of them empties, up to the block from which on all comes again."""
+        by_block: dict[int, list[tuple[int, Effect]]] = {}
+        for number, bucket in enumerate((*self._first, *self._again)):
+            if number and bucket.block < turn:
+                by_block.setdefault(bucket.block, []).append((bucket.place, self.effect_of(number)))
+        before = 0
+        for block, emptied in by_block.items():
+            yield from [(block - before, ())] if before < block else []
+            yield 1, tuple(emptied)
+            before = block + 1
+        yield from [(turn - before, ())] if before < turn else []
+
+    def _emptied_again(self, turn: int) -> Iterator[tuple[int, Emptied]]:
+        """The same from there on: period after period, by which of its buckets cross."""
+        rest, period = self._num_blocks - turn, self._period
+        columns = [crosses[bucket.block < turn :] for bucket, crosses in zip(self._again, self._crosses, strict=True)]
+        made: dict[tuple[int | None, ...], list[Emptied]] = {}
+        for row, alike in groupby(zip_longest(*columns)):
+            blocks = made.get(row)
+            if blocks is None:
+                blocks = made[row] = self._emptied_in_period(row, turn)
+            times = len(tuple(alike))
+            if period == 1:
+                yield times, blocks[0]
+            else:
+                yield from [(1, emptied) for emptied in (blocks * times)[:rest]]
+            rest -= period * times
+        yield from [(rest, ())] if rest > 0 else []
+
+    def _emptied_in_period(self, row: tuple[int | None, ...], turn: int) -> list[Emptied]:
+        """By block; ``row`` says of each bucket that comes again whether it crosses, or None: it comes no more."""
+        blocks: list[list[tuple[int, Effect]]] = [[] for _ in range(self._period)]
+        for bucket, cross in zip(self._again, row, strict=True):
+            if cross is not None:
+                effect = self.effects[bucket.start, cross == 1]
+                blocks[(bucket.block - turn) % self._period].append((bucket.place, effect))
+        return [tuple(emptied) for emptied in blocks]
 
 
 def followed(first: Effect, second: Effect) -> Effect:

@@ -89,6 +89,9 @@ class Stage0Plain(Stage0):
 class Stage0Flat(Stage0):
     """fp16 or bf16 with FusedAdam: one flat model buffer and one flat fp32 master (FP16_Optimizer)."""
 
+    def begins_again(self) -> bool:
+        return 1 not in self._held
+
     def initialise(self) -> None:
         ledger, e, total = self.ledger, self.e, self.total
         self.build_on_host_and_move()

@@ -31,7 +31,6 @@ class Stage12(BlocksAtOnce):
         zero = run.plan.zero
         self.zero = zero
         self._partition()
-        self.owned = self.slice_of.keys()
         self.offload = zero.offloads_optimizer
         self.optimizer = host_optimizer(run.plan) if self.offload else device_optimizer(run.plan)
         self.c = run.plan.workload.communication_bytes
@@ -65,7 +64,6 @@ class Stage12(BlocksAtOnce):
         self.partition = flat_partition(run.model, run.world_size, run.rank, round_robin)
         self.offsets = flat_offsets(run.model, run.world_size, round_robin)
         self.groups: tuple[FlatPartition, ...] = (self.partition,)
-        self.slice_of = self.partition.slice_of
 
     def _bytes_of_group(self, number: int) -> tuple[int, ...]:  # noqa: ARG002  # there is one
         """Bytes of every parameter of a group."""
@@ -205,7 +203,7 @@ class Stage12(BlocksAtOnce):
         for index in self.bucket:
             numel = self.sizes[index]
             separate = not self.contiguous or index == self.oversized
-            if index in self.owned:
+            if self._owns(index):
                 self._keep_owned(index, separate=separate)
             elif separate and self.zero.stage == 2 and self.overlap and not self.contiguous:
                 self.reduced.append(index)
@@ -226,7 +224,7 @@ class Stage12(BlocksAtOnce):
         if self.contiguous and not self.zero.reduce_scatter:  # gradient_reduction_w_predivide: in place
             self._reduce_group(self.bucket_elements, 1, own=True)
         elif self.contiguous and self.oversized is not None:
-            groups = self._groups_of_oversized()
+            groups = self.groups_of_oversized(self.oversized, self.bucket_begin, self.bucket_end)
             self._reduce_group(*max((elements, slices) for elements, slices, own in groups), own=False)
             for elements, slices, own in groups:
                 if own:
@@ -257,19 +255,23 @@ class Stage12(BlocksAtOnce):
         """Tensors that go into one collective: gradients, or in a contiguous bucket what each rank has of it."""
         return self._ranks_in_bucket() if self.contiguous else len(self.bucket)
 
-    def _groups_of_oversized(self) -> list[tuple[int, int, bool]]:
+    def groups_of_oversized(self, index: int, begin: int, end: int) -> list[tuple[int, int, bool]]:
         """allreduce_and_scatter: a group of slices, one a rank, closes once it exceeds the bucket's size.
 
-        Of each its elements, its slices, and whether one is this rank's.
+        Args:
+            index: of the gradient that is larger than a bucket.
+            begin, end: of what the bucket spans of the flat buffer.
+
+        Returns:
+            Of each group its elements, its slices, and whether one is this rank's.
         """
-        size, limit = self._partition_of(self.oversized).size, self.zero.reduce_bucket_size
+        size, limit = self._partition_of(index).size, self.zero.reduce_bucket_size
         groups: list[tuple[int, int, bool]] = []
-        begin = self.bucket_begin
-        while begin < self.bucket_end:
-            first, last = begin // size, min((begin + limit) // size, (self.bucket_end - 1) // size)
-            end = min((last + 1) * size, self.bucket_end)
-            groups.append((end - begin, last + 1 - first, first <= self.run.rank <= last))
-            begin = end
+        while begin < end:
+            first, last = begin // size, min((begin + limit) // size, (end - 1) // size)
+            stop = min((last + 1) * size, end)
+            groups.append((stop - begin, last + 1 - first, first <= self.run.rank <= last))
+            begin = stop
         return groups
 
     def _ranks_in_bucket(self) -> int:
@@ -307,9 +309,9 @@ class Stage12(BlocksAtOnce):
         if self.accumulates and self.zero.stage == 2 and not self.host_accumulation_exists:
             self.pin(states.HOST_ACCUMULATION, e * numel, pinned=self.zero.offload_optimizer.pin_memory)
         if self.boundary:
-            ledger.temporary(buffers.NORM, 8 * self.slice_of[index])
+            ledger.temporary(buffers.NORM, 8 * self._slice(index))
             if e != 4:
-                ledger.temporary(buffers.OFFLOAD_CAST, 4 * self.slice_of[index])
+                ledger.temporary(buffers.OFFLOAD_CAST, 4 * self._slice(index))
 
     def end_backward(self, *, boundary: bool) -> None:
         ledger, e = self.ledger, self.e
@@ -355,7 +357,7 @@ class Stage12(BlocksAtOnce):
                     self._allocate_states(part)
             return
         ledger.moment = "gradient norm"
-        ledger.temporary(buffers.NORM, 8 * max([size for part in self.groups for size in part.slices], default=0))
+        ledger.temporary(buffers.NORM, 8 * max([part.largest_slice for part in self.groups]))
         for part in self.groups:
             self._update(part, first=first)
 
@@ -375,7 +377,7 @@ class Stage12(BlocksAtOnce):
         """The fp32 gradient of the update: flattened, cast, and the gradients go; its bytes."""
         ledger, e = self.ledger, self.e
         ledger.moment = "flattening the gradient partition"
-        flattens = len(part.owned) != 1 or part.slices[0] != part.size  # flattening a single tensor is a view
+        flattens = not part.is_one_tensor
         flat = e * part.size if flattens and e != 4 else 0
         update = 4 * part.size if flattens or e != 4 else 0
         ledger.alloc(buffers.FLAT_GRADIENT, flat)

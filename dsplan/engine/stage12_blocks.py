@@ -6,29 +6,41 @@ first, and for those in which the rank's own gradients change something.
 
 from __future__ import annotations
 
-from collections.abc import KeysView
-from copy import copy
-from functools import cached_property
+from functools import partial
 from typing import NamedTuple
 
 from dsplan.engine.base import Engine, Run
-from dsplan.engine.reduce_buckets import BlockBuckets, block_buckets
-from dsplan.engine.stretches import NOTHING, Effect, Runs, Same, first_of_block
+from dsplan.engine.reduce_buckets import BlockBuckets, Bucket, followed
+from dsplan.engine.stretches import NOTHING, Effect, Runs, first_of_block
 from dsplan.partition import FlatPartition
 from dsplan.tape import GRADIENT
 from dsplan.zero import ZeroConfig
 
 
-class Emptied(NamedTuple):
-    """What blocks have emptied, and how they left the engine.
+class Together(NamedTuple):
+    """What a row of blocks does on every rank.
 
     Attributes:
-        buckets, special: as :meth:`BlocksAtOnce._empty_in_blocks` returns them.
+        buckets: that its gradients empty.
+        first: what the reduction of the first bucket does, which has gradients from before in it.
+        kept: what is done at each gradient of a block that empties no bucket, and after the last.
+    """
+
+    buckets: BlockBuckets
+    first: Effect
+    kept: tuple[Effect, ...]
+
+
+class Emptied(NamedTuple):
+    """What a row of blocks does on this rank, and how it leaves the engine.
+
+    Attributes:
+        special: what the reduction of those buckets does that are not like their kind.
         left: the bucket that is left: its gradients, their elements, and what they span of the flat buffer.
         partition_exists: whether the rank's partition of gradients does then.
     """
 
-    buckets: BlockBuckets
+    together: Together
     special: dict[int, Effect]
     left: tuple[tuple[int, ...], int, int, int]
     partition_exists: bool
@@ -41,8 +53,6 @@ class BlocksAtOnce(Engine):
     takes_blocks_at_once = False
     zero: ZeroConfig
     partition: FlatPartition
-    slice_of: dict[int, int]
-    owned: KeysView[int]
     offsets: tuple[int, ...]
     offload: bool
     accumulates: bool
@@ -50,7 +60,12 @@ class BlocksAtOnce(Engine):
     reduces_in_hooks: bool
     buckets_exist: bool
     gradient_partition_exists: bool
+    accumulated_partition_exists: bool
     host_accumulation_exists: bool
+    leftovers: list[int]
+    reduced: list[int]
+    fresh: list[int]
+    kept: list[int]
     bucket: list[int]
     bucket_elements: int
     bucket_begin: int
@@ -59,8 +74,24 @@ class BlocksAtOnce(Engine):
     #: What blocks have emptied before, by all that it depends on but the run.
     emptied: dict[tuple[object, ...], Emptied]
 
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        #: What blocks do on every rank, by all that it depends on but the plan; all ranks have the same one.
+        self.together: dict[tuple[object, ...], Together | None] = {}
+
     def _partition(self) -> None:
         raise NotImplementedError
+
+    def _partition_of(self, index: int | None) -> FlatPartition:
+        raise NotImplementedError
+
+    def _owns(self, index: int) -> bool:
+        """Whether a parameter overlaps the rank's range."""
+        return index in self._partition_of(index).members
+
+    def _slice(self, index: int) -> int:
+        """Elements of an owned parameter that lie in the rank's range."""
+        return self._partition_of(index).slice_of[index]
 
     def _without_gradients(self) -> None:
         """As before the first backward pass."""
@@ -78,18 +109,25 @@ class BlocksAtOnce(Engine):
     def _collective(self) -> None:
         raise NotImplementedError
 
+    def _keep_owned(self, index: int, *, separate: bool) -> None:
+        raise NotImplementedError
+
     @property
     def _at_once(self) -> bool:
         return bool(vars(type(self)).get("takes_blocks_at_once"))
+
+    def begins_again(self) -> bool:
+        waiting = self.bucket or self.leftovers or self.reduced or self.fresh or self.kept or 1 in self._held
+        exist = self.buckets_exist or self.gradient_partition_exists or self.accumulated_partition_exists
+        return self._at_once and not (waiting or exist or self.host_accumulation_exists)
 
     def of_rank(self, run: Run) -> Engine | None:
         """As the engine's: initialisation asks only for the size of a rank's partition, which all have."""
         if not self._at_once:
             return None
-        other = copy(self)
+        other = self.copy()
         other.run, other.ledger = run, run.ledger
         other._partition()
-        other.owned = other.slice_of.keys()
         other._without_gradients()
         return other
 
@@ -120,9 +158,8 @@ class BlocksAtOnce(Engine):
         found = None if held else self._empty_in_blocks(layers, order)
         if found is None:
             return None
-        buckets, special = found
-        kept = (*[(0, -size) for size in self._freed_in_block(order)], NOTHING)  # and after the last
-        runs = buckets.of_blocks(kept, special)
+        buckets, _, kept = found.together
+        runs = buckets.of_blocks(kept, found.special)
         if len(order) == len(calls) - 1:
             return runs
         gradients = [place for place, (kind, _) in enumerate(calls) if kind == GRADIENT]
@@ -138,104 +175,113 @@ class BlocksAtOnce(Engine):
         found = None if self.ledger.detailed else self._empty_in_blocks(layers, order)
         if found is None:
             return False
-        buckets, special = found
-        self.ledger.rise_and_settle(*buckets.in_a_row(self._freed_in_block(order), special))
+        buckets, _, kept = found.together
+        self.ledger.rise_and_settle(*buckets.in_a_row(kept, found.special))
         return True
 
-    def _freed_in_block(self, order: tuple[int, ...]) -> tuple[int, ...]:
-        found = self._freed.get(order)
-        if found is None:
-            begin, rounded = first_of_block(self.run.model, 0), self.run.kernels.rounded
-            found = self._freed[order] = tuple([rounded(self.e * self.sizes[begin + index]) for index in order])
-        return found
-
-    @cached_property
-    def _freed(self) -> dict[tuple[int, ...], tuple[int, ...]]:
-        """By the order of a block's gradients."""
-        return {}
-
-    def _in_order(self, begin: int, order: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Elements of a block's parameters, and where they are in the flat buffer from its first one on."""
-        sizes, offsets = self.sizes[begin : begin + len(order)], self.offsets[begin : begin + len(order)]
-        return tuple([sizes[index] for index in order]), tuple([offsets[index] - offsets[0] for index in order])
-
-    def _empty_in_blocks(self, layers: range, order: tuple[int, ...]) -> tuple[BlockBuckets, dict[int, Effect]] | None:
+    def _empty_in_blocks(self, layers: range, order: tuple[int, ...]) -> Emptied | None:
         """The buckets that the gradients of ``layers`` empty, arriving in ``order`` in each of them.
 
         Where the engine is as it was before the same blocks of an earlier micro batch or step, they are what they were.
 
         Returns:
-            The buckets, and what the reduction of those does that are not like their kind; the engine being as after
-            all of them. None: the gradients of the first of these layers have to be taken one by one.
+            What they do, the engine being as after all of them. None: the gradients of the first of these layers have
+            to be taken one by one.
         """
-        if self.oversized is not None:
+        if self.oversized is not None or not self._at_once:
             return None
+        if self.offload and self.accumulates and self.zero.stage == 2 and not self.host_accumulation_exists:
+            return None  # each makes its place on the host
         exist = self.gradient_partition_exists, self.host_accumulation_exists
         key = (layers, order, *self.bucket, *exist, self.boundary)
         found = self.emptied.get(key)
         if found is None:
-            made = self._empty_anew(layers, order)
-            if made is None:
+            pending = (layers, order, self.bucket_elements, self.bucket_begin, self.bucket_end)
+            if pending not in self.together:
+                self.together[pending] = self._take_together(layers, order)
+            together = self.together[pending]
+            if together is None:
                 return None
-            left = tuple(self.bucket), self.bucket_elements, self.bucket_begin, self.bucket_end
-            self.emptied[key] = Emptied(*made, left, self.gradient_partition_exists)
-        else:
-            made = found.buckets, found.special
-            bucket, self.bucket_elements, self.bucket_begin, self.bucket_end = found.left
-            self.bucket = list(bucket)
-            self.gradient_partition_exists = found.partition_exists
+            found = self.emptied[key] = self._empty(layers, order, together)
+        bucket, self.bucket_elements, self.bucket_begin, self.bucket_end = found.left
+        self.bucket = list(bucket)
+        self.gradient_partition_exists = found.partition_exists
         lowest = min(layers[0], layers[-1])
         first, count = first_of_block(self.run.model, lowest), len(layers) * len(order)
         self._held[first : first + count] = bytes(count)
-        return made
+        return found
 
-    def _empty_anew(self, layers: range, order: tuple[int, ...]) -> tuple[BlockBuckets, dict[int, Effect]] | None:
-        """As :meth:`_empty_in_blocks`, but for the gradients that are held."""
-        model, zero, part = self.run.model, self.zero, self.partition
-        if not self._at_once or not self.blocks_are_alike or not self.contiguous or zero.round_robin_gradients:
+    def _take_together(self, layers: range, order: tuple[int, ...]) -> Together | None:
+        """What does not depend on the rank; None: nothing can be said of all these blocks together."""
+        model, limit, rounded = self.run.model, self.zero.reduce_bucket_size, self.run.kernels.rounded
+        if not self.blocks_are_alike or not self.contiguous or self.zero.round_robin_gradients:
             return None
-        if self.offload and self.accumulates and zero.stage == 2 and not self.host_accumulation_exists:
-            return None  # each makes its place on the host
-        begin = first_of_block(model, layers[0])
-        if len(order) != len(model.block_parameters):
+        begin, num = first_of_block(model, layers[0]), len(order)
+        sizes, offsets = self.sizes[begin : begin + num], self.offsets[begin : begin + num]
+        if not order or num != len(model.block_parameters) or max(sizes) > limit:  # no order: no block is trained
             return None
-        sizes, offsets = self._in_order(begin, order)
-        if max(sizes) > zero.reduce_bucket_size:
-            return None
-        base = self.offsets[begin]
-        buckets = block_buckets(
-            sizes,
-            offsets,
+        pending = self.bucket_elements, self.bucket_begin, self.bucket_end
+        buckets = BlockBuckets(
+            tuple([sizes[index] for index in order]),
+            tuple([offsets[index] - offsets[0] for index in order]),
             num_blocks=len(layers),
             onwards=layers.step,
-            limit=zero.reduce_bucket_size,
+            limit=limit,
             pending=self.bucket_elements,
-            base=base,
-            partition=part.size,
-            rules=(Same(self.run.plan), self.run.world_size, self.run.kernels),
+            base=offsets[0],
+            partition=self.partition.size,
         )
 
-        apart = layers.step * len(order)
-
-        def fill(bucket: int) -> None:
-            indices = [begin + block * apart + order[place] for block, place in buckets.gradients(bucket)]
-            self.bucket += indices
-            self.bucket_elements += buckets.elements[bucket]
-            if indices:
-                lowest, highest = buckets.spans[bucket]
-                self.bucket_begin = min(self.bucket_begin, lowest)
-                self.bucket_end = max(self.bucket_end, highest)
-
-        def try_collective() -> None:
+        def reduce(number: int) -> None:
+            self._fill(buckets.bucket(number), *(pending if number == 0 else self._nothing))
             self._collective()
-            self._empty_bucket()
 
-        special = buckets.reduced(self.ledger.effect, fill, self._reduce_bucket, try_collective)
+        first = self.ledger.effect(partial(reduce, 0)) if buckets.count else NOTHING
+        buckets.find_effects(self.ledger.effect, reduce)
+        self.bucket_elements, self.bucket_begin, self.bucket_end = pending
+        return Together(buckets, first, (*[(0, -rounded(self.e * sizes[index])) for index in order], NOTHING))
+
+    @property
+    def _nothing(self) -> tuple[int, int, int]:
+        """Elements of an empty bucket, and what it spans of the flat buffer."""
+        return 0, self.partition.padded, 0
+
+    def _fill(self, bucket: Bucket, elements: int, begin: int, end: int) -> None:
+        """What the bucket has from blocks, beside so many elements from before."""
+        self.bucket_elements = elements + bucket.elements
+        self.bucket_begin, self.bucket_end = begin, end
+        if bucket.elements:
+            self.bucket_begin, self.bucket_end = min(begin, bucket.begin), max(end, bucket.end)
+
+    def _empty(self, layers: range, order: tuple[int, ...], together: Together) -> Emptied:
+        """What this rank makes of ``together``: its own gradients go into its partition, or to the host."""
+        buckets, part = together.buckets, self.partition
+        begin, apart = first_of_block(self.run.model, layers[0]), layers.step * len(order)
+
+        def indices(number: int) -> list[int]:
+            before = self.bucket if number == 0 else []
+            return before + [begin + block * apart + order[place] for block, place in buckets.gradients(number)]
+
+        special = {0: together.first} if buckets.count else {}
         own = self.run.rank * part.size
-        for bucket in buckets.touching(own, own + part.size):
+        touching = buckets.touching(own, own + part.size)
+        if buckets.count and self.bucket_begin < own + part.size and own < self.bucket_end:
+            touching = [0, *touching]  # by what was in it before
+        for number in touching:
             if self.gradient_partition_exists and not self.offload:
                 break
-            fill(bucket)
-            special[bucket] = self.ledger.effect(self._reduce_bucket)
-        fill(len(buckets.places))
-        return buckets, special
+            kept = self.ledger.effect(partial(self._keep, indices(number)))
+            special[number] = followed(special.get(number) or buckets.effect_of(number), kept)
+        left = tuple(indices(buckets.count))
+        before = self._nothing if buckets.count else (self.bucket_elements, self.bucket_begin, self.bucket_end)
+        self._fill(buckets.bucket(buckets.count), *before)
+        span = self.bucket_elements, self.bucket_begin, self.bucket_end
+        return Emptied(together, special, (left, *span), self.gradient_partition_exists)
+
+    def _keep(self, indices: list[int]) -> None:
+        """Of a reduced bucket's gradients the rank's own."""
+        for index in indices:
+            if self._owns(index):
+                self._keep_owned(index, separate=False)
+                if not self.offload:  # now there is the partition that has all
+                    return

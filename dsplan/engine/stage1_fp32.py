@@ -51,13 +51,13 @@ class Stage1Fp32(Stage2Fp32):
         super()._reduce_into_bucket(index)
         if flushes and self.overlap:
             self._filling = 1 - self._filling
-        if self.contiguous and index != self.oversized and index not in self.owned:
+        if self.contiguous and index != self.oversized and not self._owns(index):
             self._viewed.add(self._filling)
 
     def _keep_owned(self, index: int, *, separate: bool) -> None:
         """copy_grads_in_partition: the partition has it; grad_accum goes at once where there is a bucket."""
         if self.offload:
-            self.ledger.temporary(buffers.NORM, 8 * self.slice_of[index])
+            self.ledger.temporary(buffers.NORM, 8 * self._slice(index))
         if separate and self.contiguous:
             self.ledger.free(states.GRADIENTS, FULL * self.sizes[index])
         elif separate:

@@ -23,7 +23,7 @@ class Stage2Fp32(Stage12):
         """Of a contiguous bucket, each owned gradient has an output of its own; the others are merged by rank."""
         if not self.contiguous:
             return len(self.bucket)
-        owned = sum(index in self.owned for index in self.bucket)
+        owned = sum(self._owns(index) for index in self.bucket)
         if not owned:
             return self._ranks_in_bucket()
         begin = self.partition.size * self.run.rank
@@ -32,7 +32,7 @@ class Stage2Fp32(Stage12):
         return owned + left + right
 
     def _collective(self) -> None:
-        if not self._exists and any(index in self.owned for index in self.bucket):
+        if not self._exists and any(self._owns(index) for index in self.bucket):
             # _get_compact_grad_partition_slice: made of zeros where it is first asked for.
             self._exists = True
             self.ledger.alloc(states.COMPACT_GRADIENTS, 4 * self.partition.size)
@@ -43,13 +43,13 @@ class Stage2Fp32(Stage12):
         if self.c == 4:
             return
         for index in self.bucket:
-            if index in self.owned:
-                self.ledger.temporary(buffers.ACCUMULATION_COPY, 4 * self.slice_of[index])
+            if self._owns(index):
+                self.ledger.temporary(buffers.ACCUMULATION_COPY, 4 * self._slice(index))
 
     def _keep_owned(self, index: int, *, separate: bool) -> None:
         """copy_grads_in_partition: the partition has it already; a gradient apart stays until the epilogue."""
         if self.offload and self.boundary:
-            self.ledger.temporary(buffers.NORM, 8 * self.slice_of[index])
+            self.ledger.temporary(buffers.NORM, 8 * self._slice(index))
         if separate and self.offload and self.boundary:
             self.ledger.free(states.GRADIENTS, self.e * self.sizes[index])
         elif separate:

@@ -10,7 +10,7 @@ from itertools import count, groupby
 from operator import itemgetter
 
 from dsplan import buffers, states
-from dsplan.engine.base import Run
+from dsplan.engine.base import Run, tied_elements
 from dsplan.engine.coordinator import persistent_parameters
 from dsplan.engine.gathering import GatherStep, gather_steps
 from dsplan.engine.secondary import secondary_elements
@@ -104,11 +104,12 @@ class Stage3(Stage3Swapping):
     def _tie(self) -> None:
         """A head with a weight of its own, which goes once it is tied."""
         ledger, e = self.ledger, self.e
-        if not self.tied_elements:
+        tied = tied_elements(self._gathered_model)
+        if not tied:
             return
-        self._construct_and_partition([self.tied_elements])
-        part = e * ceil_div(self.tied_elements, self.run.world_size)
-        for secondary in secondary_elements([self.tied_elements], self.zero, self.run.world_size):
+        self._construct_and_partition([tied])
+        part = e * ceil_div(tied, self.run.world_size)
+        for secondary in secondary_elements([tied], self.zero, self.run.world_size):
             ledger.free(buffers.GATHERED, e * secondary)
         if self._swapped(part):
             pass

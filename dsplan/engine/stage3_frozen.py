@@ -39,10 +39,6 @@ class Stage3Frozen(Stage3Leaves):
     def _gathered_model(self) -> ModelShape:
         return self.whole
 
-    @property
-    def tied_elements(self) -> int:
-        return self.whole.vocab_size * self.whole.hidden_size if self.whole.tied_module else 0
-
     def _build_under_zero_init(self) -> None:
         self._take_swap_buffers()
         self._build_modules(tuple([each for each in self.whole.parameters if not is_adapter(each)]))

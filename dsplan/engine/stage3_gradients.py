@@ -9,7 +9,7 @@ Legend: e, c, g bytes of an element of a gradient, in its communication, where i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from dsplan import buffers, states
 from dsplan.engine.base import Engine, Run
@@ -96,10 +96,16 @@ class Stage3Gradients(Engine):
             self._bucket += [
                 first_of_block(model, layers[block]) + order[place] for block, place in buckets.gradients(bucket)
             ]
-            self._bucket_elements += buckets.elements[bucket]
+            self._bucket_elements += buckets.bucket(bucket).elements
 
-        special = buckets.reduced(self.ledger.effect, fill, self._reduce_bucket, self._reduce_bucket)
-        fill(len(buckets.places))
+        def reduce(bucket: int) -> None:
+            fill(bucket)
+            self._reduce_bucket()
+
+        effect = self.ledger.effect
+        special = {0: effect(partial(reduce, 0))} if buckets.count else {}
+        buckets.find_effects(effect, reduce)
+        fill(buckets.count)
         rounded = self.run.kernels.rounded
         freed = [(0, -rounded(self.e * numel) if self.zero.contiguous_gradients else 0) for numel in sizes]
         return buckets.of_blocks((*freed, NOTHING), special)

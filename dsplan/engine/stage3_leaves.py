@@ -52,5 +52,7 @@ class Stage3Leaves(Stage3):
             return
         self._still_there.discard(entry)
         position, _, size = entry
+        if not size:  # one rank alone gathers nothing, and tells nobody
+            return
         self._gathered(0, -size)
         self._forgotten[position] = self._forgotten.get(position, 0) + size

@@ -11,7 +11,7 @@ from dsplan.model import ModelShape
 
 def all_trained(model: ModelShape) -> bool:
     """Whether every parameter is trained."""
-    return model.num_trained_parameters == model.num_parameters
+    return model.decoder is None or model.num_trained_parameters == model.num_parameters
 
 
 @lru_cache(maxsize=64)

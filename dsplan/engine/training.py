@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dsplan.activations import INPUTS, Program
+from dsplan.decoders.classes import FUSE_BIAS
 from dsplan.engine import engine_for, programs_for
 from dsplan.engine.base import Run
 from dsplan.engine.checkpoints import checkpoints_of
@@ -41,7 +42,8 @@ class Walk:
         self.engine = engine_for(run)
         zero = run.plan.zero
         own_linear = zero.stage == STAGE_OF_OWN_LINEAR and zero.memory_efficient_linear
-        self.adds_bias = run.model.bias and not own_linear
+        fuses = run.model.decoder is not None and run.model.decoder.causal_lm in FUSE_BIAS
+        self.adds_bias = run.model.bias and (fuses or not own_linear)
         self.kernels = kernels = run.kernels.of_programs(zero3_linear=own_linear)
         self.pieces = programs_for(whole, kernels)
         self.varied = varied_of(whole, self.engine, kernels)
@@ -49,6 +51,7 @@ class Walk:
         self.embedding, self.block, self.head = [
             (self.cut.pieces[piece, FORWARD], self.cut.pieces[piece, BACKWARD]) for piece in (EMBEDDING, BLOCK, HEAD)
         ]
+        self.micro_batches = min(run.plan.workload.gradient_accumulation_steps, MICRO_BATCHES)
         self.workspaces = 0
         #: Whether blocks run again on autograd's thread, with products that add a bias; and whether one has.
         self.recomputes = self.adds_bias and run.plan.workload.activation_checkpointing != "none"
@@ -61,35 +64,51 @@ class Walk:
         self.train()
 
     def begin(self) -> None:
+        """The initialisation, and the first step up to its backward pass."""
         ledger = self.ledger
         ledger.begin_step("init")
         ledger.begin("init")
         ledger.moment = "building the model"
-        (self.varied or self.engine).initialise()
+        self.engine.initialise()
         ledger.end()
+        ledger.begin_step(FIRST_STEP)
+        self._begin_micro_batch(0)
 
     def train(self) -> None:
-        ledger, engine = self.ledger, self.engine
-        for number in range(engine.num_steps):
-            last = number == engine.num_steps - 1
-            ledger.begin_step(FIRST_STEP if number == 0 else STEADY_STATE if last else f"step {number + 1}")
-            self._step(first=number == 0)
+        """All that comes after :meth:`begin`."""
+        self._step(first=True)
+        for number in range(1, self.engine.num_steps):
+            last = number == self.engine.num_steps - 1
+            self.ledger.begin_step(STEADY_STATE if last else f"step {number + 1}")
+            self._begin_micro_batch(0)
+            self._step(first=False)
 
     def _step(self, *, first: bool) -> None:
+        """A step whose first micro batch has begun."""
+        self._passes()
+        self._update(first=first)
+
+    def _begin_micro_batch(self, number: int) -> None:
+        self.engine.boundary = number == self.micro_batches - 1
+        self._forward()
+
+    def _passes(self) -> None:
+        """Forward and backward of every micro batch, of which the first has begun."""
         ledger, engine = self.ledger, self.engine
-        micro_batches = min(self.run.plan.workload.gradient_accumulation_steps, MICRO_BATCHES)
-        for micro_batch in range(micro_batches):
-            boundary = micro_batch == micro_batches - 1
-            engine.boundary = boundary
-            self._forward()
+        for micro_batch in range(self.micro_batches):
+            if micro_batch:
+                ledger.begin("step")
+                ledger.end()
+                self._begin_micro_batch(micro_batch)
             self._backward()
-            engine.end_backward(boundary=boundary)
+            engine.end_backward(boundary=engine.boundary)
             self._drop_inputs()
             ledger.end()
-            ledger.begin("step")
-            if boundary:
-                engine.step(first=first)
-            ledger.end()
+
+    def _update(self, *, first: bool) -> None:
+        self.ledger.begin("step")
+        self.engine.step(first=first)
+        self.ledger.end()
 
     def _workspace(self, threads: int) -> None:
         # The forward thread's appears with its first product, autograd's thread brings a second one. Products with a
@@ -97,9 +116,13 @@ class Walk:
         run = self.run
         while self.workspaces < threads:
             self.workspaces += 1
-            self.ledger.alloc(WORKSPACE, run.kernels.workspace_bytes)
+            self._once(WORKSPACE, run.kernels.workspace_bytes)
             if self.adds_bias and self.workspaces == 1:
-                self.ledger.alloc(LT_WORKSPACE, run.kernels.lt_workspace_bytes)
+                self._once(LT_WORKSPACE, run.kernels.lt_workspace_bytes)
+
+    def _once(self, term: Term, size: int) -> None:
+        """A tensor that stays to the end appears."""
+        self.ledger.alloc(term, size)
 
     def _forward(self) -> None:
         ledger = self.ledger
@@ -121,7 +144,7 @@ class Walk:
         self._replay(HEAD, BACKWARD, 0)
         if self.recomputes and not self.recomputed:
             self.recomputed = True
-            self.ledger.alloc(LT_WORKSPACE, self.run.kernels.lt_workspace_bytes)
+            self._once(LT_WORKSPACE, self.run.kernels.lt_workspace_bytes)
         self._blocks(BACKWARD, range(self.run.model.num_layers)[::-1])
         ledger.moment = "backward of the embedding"
         self._replay(EMBEDDING, BACKWARD, 0)

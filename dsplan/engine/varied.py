@@ -1,7 +1,7 @@
 """Varied: what a walk does of a decoder whose layers differ, or of which not every parameter is trained.
 
 What the engines do depends on the parameters that are trained alone: theirs is a model of those
-(:mod:`dsplan.engine.trained`). The others are there from the beginning, in the model's type, and get no gradient.
+(:mod:`dsplan.engine.trained`). The others are built, cast and moved with these, stay as they are, and get no gradient.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
-from dsplan import states
 from dsplan.activations import Program, block_programs, layers_vary
 from dsplan.engine.base import Engine, Run
 from dsplan.engine.gathering import acts
 from dsplan.engine.stretches import Same, named_stretches
 from dsplan.engine.trained import all_trained, trained_part
 from dsplan.kernels import Kernels
-from dsplan.ledger import Ledger, Term
+from dsplan.ledger import Term
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.tape import ALLOC, GRADIENT, PRODUCT
@@ -36,29 +35,9 @@ class Varied:
     def __init__(self, model: ModelShape, plan: Plan, engine: Engine, kernels: Kernels) -> None:
         self.model = model
         self.engine = engine
-        self.e = engine.e
-        self.one_pool = kernels.one_pool
         self.blocks = block_programs(model, plan.workload, kernels)
         self.indices = {parameter.name: index for index, parameter in enumerate(engine.run.model.parameters)}
-        self.frozen = [parameter.numel for parameter in model.parameters if not parameter.trained]
-
-    def initialise(self) -> None:
-        """Beside what the engine does: what is not trained is cast and moved with the model, and stays as it is.
-
-        Stage 3's does it itself.
-        """
-        if self.engine.run.plan.zero.stage == STAGE_OF_ALL:
-            self.engine.initialise()
-            return
-        ledger: Ledger = self.engine.ledger
-        on_host, cast = [4 * numel for numel in self.frozen], [self.e * numel for numel in self.frozen]
-        ledger.alloc_many(states.HOST_MODEL, on_host)
-        if self.one_pool:
-            ledger.free_many(states.HOST_MODEL, on_host)
-        ledger.alloc_many(states.PARAMETERS, cast)
-        self.engine.initialise()
-        if not self.one_pool:
-            ledger.free_many(states.HOST_MODEL, on_host)
+        self.some_frozen = not all_trained(model)
 
     def of_layer(self, layer: int) -> tuple[Program, str]:
         """The program of a layer's block, and what comes before the names of its parameters."""
@@ -80,12 +59,14 @@ class Varied:
         if ledger.detailed:
             for kind, size, what in program.backward if backward else program.forward:
                 if isinstance(what, Term):
-                    sign = 1 if kind == ALLOC else -1
-                    ledger.event(what, sign * size, sign)
+                    if kind == ALLOC:  # the size as it is, or its own minus: both may know their storage
+                        ledger.event(what, size, 1)
+                    else:
+                        ledger.event(what, -size, -1)
                 elif kind in (GRADIENT, PRODUCT) or acts(self.model, kind, what):
                     self._call(kind, what, prefix, workspaces)
             return
-        gradients = engine.follows_gradients or cut or bool(self.frozen)
+        gradients = engine.follows_gradients or cut or self.some_frozen
         for rise, net, kind, name in _stretches(self.model, Same(program), gradients, engine.follows_modules)[backward]:
             ledger.rise_and_settle(rise, net)
             self._call(kind, name, prefix, workspaces)
@@ -108,7 +89,7 @@ def trained_run(run: Run) -> Run:
     """``run`` as its engine knows it: of the parameters that are trained, but at stage 3."""
     if all_trained(run.model) or run.plan.zero.stage == STAGE_OF_ALL:
         return run
-    return replace(run, model=trained_part(run.model))
+    return replace(run, model=trained_part(run.model), built=run.model)
 
 
 @lru_cache(maxsize=1024)

@@ -15,8 +15,12 @@ from dsplan.engine.chosen_leaves import with_chosen_leaf
 from dsplan.engine.leaves import leaf_of
 from dsplan.errors import InputError
 from dsplan.hardware import Cluster
+from dsplan.kernels import kernels_of
 from dsplan.prediction import predict
-from dsplan.zero import LeafModule, ZeroConfig
+from dsplan.verdict.operations import RELEASE
+from dsplan.verdict.trace import trace
+from dsplan.walk import walk
+from dsplan.zero import LeafModule, OffloadOptimizer, ZeroConfig
 from tests.families.compared import dry
 from tests.families.dry import outcomes
 from tests.families.grid import RANKS, TARGET, Setting
@@ -108,3 +112,22 @@ def test_leaves_that_are_chosen_come_out_as_in_dry_runs() -> None:
         for phase in ("forward", "backward", "step"):
             ours, theirs = found.steps[-1].phases[phase].peak_bytes, getattr(dry(record), phase)
             assert abs(100 * (ours / theirs - 1)) <= CLOSE_PERCENT, (name, phase)
+
+
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_requests_of_a_mixture_are_those_of_the_walk(ranks: int, offload: str) -> None:
+    """On one rank too, where nothing is gathered and so nothing of a leaf is forgotten."""
+    model, kernels = MIXTRAL.model, replace(kernels_of(accelerator("h200")), whole_segments=False)
+    zero = ZeroConfig(stage=3, offload_optimizer=OffloadOptimizer(device=offload))
+    plan = replace(MIXTRAL.plan, zero=zero)
+    found = trace(model, plan, ranks, kernels, rank=0, num_steps=3)
+    live = {number for number, (size, _) in enumerate(found.operations) if size >= 0}
+    live -= {other for size, other in found.operations if size == RELEASE}
+    assert live
+    level = peak = 0
+    for size, other in found.operations:
+        level += size if size >= 0 else -found.operations[other][0] if size == RELEASE else 0
+        peak = max(peak, level)
+    walked = walk(model, plan, ranks, kernels, rank=0)
+    assert peak == pytest.approx(max(step.peak_bytes for step in walked.steps), abs=4096)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsplan.engine import candidate_ranks
+from dsplan.engine.outliner import Outliner
 from dsplan.kernels import Kernels
 from dsplan.ledger import worst_step
 from dsplan.model import ModelShape
@@ -35,3 +36,30 @@ def test_the_worst_of_all_is_the_worst_of_each_alone(
     assert together.pinned_bytes == max(one.pinned_bytes for one in alone)
     assert together.pageable_bytes == max(one.pageable_bytes for one in alone)
     assert together.host_bytes == max(one.host_bytes for one in alone)
+
+
+@pytest.mark.parametrize(
+    ("stage", "world_size", "ranks", "walked"),
+    [
+        (2, 5, (4, 2, 0), (4, 2)),  # the last has its partition first, and more gradients than the first one
+        (2, 6, (5, 4, 0), (5, 4, 0)),  # fewer than the first one
+        (1, 5, (4, 2, 0), (4, 2, 0)),  # the first has its partition first
+    ],
+)
+def test_ranks_that_another_outweighs_are_not_walked(
+    stage: int, world_size: int, ranks: tuple[int, ...], walked: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(name="a plan", zero=ZeroConfig(stage=stage, reduce_bucket_size=50_001), workload=Workload())
+    assert candidate_ranks(MODEL, plan, world_size) == ranks
+    alone = [walk(MODEL, plan, world_size, Kernels(), rank=rank) for rank in ranks]
+    trained: list[int] = []
+    train = Outliner.train
+
+    def noted(self: Outliner) -> None:
+        trained.append(self.run.rank)
+        train(self)
+
+    monkeypatch.setattr(Outliner, "train", noted)
+    together = walk(MODEL, plan, world_size, Kernels())
+    assert tuple(trained) == walked
+    assert together.steps == tuple(worst_step(steps) for steps in zip(*[one.steps for one in alone], strict=True))

@@ -184,7 +184,7 @@ def test_an_engine_is_not_asked_for_every_block(stage: int, monkeypatch: pytest.
         zero = ZeroConfig(stage=stage, reduce_bucket_size=3000)
         calls.clear()
         walking._outlines.cache_clear()
-        walk(model, Plan(name="plan", zero=zero, workload=Workload(sequence_length=8)), 8, EXACT)
+        walk(model, Plan(name="plan", zero=zero, workload=Workload(sequence_length=8)), 8, EXACT, rank=0)
         return len(calls)
 
     few = needed(20)
@@ -236,13 +236,13 @@ def test_block_buckets_are_those_of_gradients_one_by_one(
             in_bucket += sizes[index]
             held = [*held, (block, place)]
     members.append(held)
-    assert found.places == places
+    assert [found.bucket(number)[1:3] for number in range(found.count)] == places
     assert [found.gradients(bucket) for bucket in range(len(members))] == members
     for bucket, member in enumerate(members):
         begins = [base + onwards * block * sum(sizes) + starts[order[place]] for block, place in member]
         ends = [begin + sizes[order[place]] for begin, (_, place) in zip(begins, member, strict=True)]
-        spans.append((min(begins), max(ends)) if member else found.spans[bucket])
-        assert found.elements[bucket] == sum(sizes[order[place]] for _, place in member)
+        spans.append((min(begins), max(ends)) if member else found.bucket(bucket)[4:])
+        assert found.bucket(bucket).elements == sum(sizes[order[place]] for _, place in member)
         if 0 < bucket < len(places):
-            assert found.kinds[bucket] == (member[0][1], min(begins) // partition != (max(ends) - 1) // partition)
-    assert found.spans == spans
+            assert found._kind(bucket) == (member[0][1], min(begins) // partition != (max(ends) - 1) // partition)
+    assert [found.bucket(number)[4:] for number in range(found.count + 1)] == spans

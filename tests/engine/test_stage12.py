@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from dsplan.catalogue import accelerator
+from dsplan.catalogue import accelerator, preset
 from dsplan.engine import Run
 from dsplan.engine.stage12 import Stage12
 from dsplan.hardware import Accelerator
 from dsplan.ledger import Ledger
+from dsplan.modelfile import changed
 from dsplan.partition import padded_elements
 from dsplan.plan import Plan
 from dsplan.walk import WalkResult, capacity_of, walk
@@ -73,5 +74,16 @@ def test_a_gradient_larger_than_the_bucket_goes_in_groups(
     plan = Plan(name="plan", zero=ZeroConfig(stage=2, reduce_bucket_size=limit), workload=WORKLOAD)
     engine = Stage12(Run(model=MODEL, plan=plan, world_size=5, kernels=EXACT, ledger=Ledger(EXACT), rank=1))
     engine.partition = replace(engine.partition, size=25)
-    engine.bucket_begin, engine.bucket_end = begin, end
-    assert engine._groups_of_oversized() == groups
+    assert engine.groups_of_oversized(0, begin, end) == groups
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("kind", ["none", "torch"])
+def test_blocks_of_which_none_is_trained_are_passed_over(stage: int, kind: str) -> None:
+    """With micro batches accumulated, where blocks that are alike are else reduced together."""
+    model = changed(preset("llama-3.2-1b"), {"num_layers": 3, "frozen_layers": 3})
+    workload = replace(WORKLOAD, activation_checkpointing=kind, gradient_accumulation_steps=2)
+    plan = Plan(name="plan", zero=ZeroConfig(stage=stage), workload=workload)
+    found = walk(model, plan, 8, EXACT)
+    nowhere = ("", "", -1)  # no step has this name: the walk goes event by event
+    assert found.steps == walk(model, plan, 8, EXACT, target=nowhere).steps

@@ -60,6 +60,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "first layer dense": ({}, {"first_k_dense_replace": 1}),
     "adapters everywhere": ({"lora_rank": 16}, {}),
     "adapters of q and v": ({"lora_rank": 8, "lora_targets": ["q_proj", "v_proj"]}, {}),
+    "six layers, adapters": ({"lora_rank": 8, "num_layers": 6}, {}),
     "two layers frozen": ({"frozen_layers": 2}, {}),
     "seven layers": ({"num_layers": 7}, {}),
     "dropout": ({}, {"hidden_dropout": 0.1}),
@@ -192,8 +193,13 @@ VARIED = [
         for variant in ("adapters everywhere", "adapters of q and v", "two layers frozen")
         for family, stage, checkpointing in (
             ("Llama 3", 0, "none"), ("Llama 2", 1, "none"), ("Qwen 2.5", 2, "none"), ("Qwen 3", 2, "torch"),
-            ("Gemma", 2, "none"),
+            ("Gemma", 2, "none"), ("Llama 3", 3, "none"), ("Qwen 3", 3, "torch"), ("OPT", 3, "deepspeed"),
+            ("Qwen 2 MoE", 3, "none"),
         )
+    ),
+    *(
+        Setting(family="Llama 3", stage=3, variant="six layers, adapters", checkpointing=checkpointing)
+        for checkpointing in ("none", "torch")
     ),
 ]  # fmt: skip
 GRID = [*PLAIN, *FURTHER, *VARIED]

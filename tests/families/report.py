@@ -1,36 +1,39 @@
 """``python -m tests.families.report``: dry runs of the grid into tests/data/decoders.json, tables into docs/models.md.
 
-``--missing`` dry-runs only what the data lack, ``--table`` nothing. All of it takes ten minutes of a core. The table of
-records is made from what ``python -m tests.families.record_runs`` has left.
+All of it takes ten minutes of a core. ``--missing`` dry-runs what the data lack, ``--older`` also what was made by
+other code or versions than are here, ``--table`` nothing: it writes the page, and says how many are older and what is
+furthest off. The table of records is made from what ``python -m tests.families.record_runs`` has left.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Collection, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from dsplan.comparison import Comparison, Difference
-from dsplan.files import write_text
-from tests.families.compared import PHASES, Peaks, dry, error_percent, predicted, rank_of
+from dsplan.units import MIB
+from tests.families.compared import Peaks, dry, error_percent, errors_percent, predicted, rank_of
 from tests.families.dry import outcomes
 from tests.families.grid import GRID
+from tests.families.kept import DATA, Kept, older, read_kept, told, write_kept
+from tests.families.made_by import made_by
 from tests.families.records import judged
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT / "tests" / "data" / "decoders.json"
 PAGE = ROOT / "docs" / "models.md"
 GIB = 1024**3
+#: Phases that are further off are named by the command.
+NAMED_PERCENT = 0.3
 
 
 def measured() -> dict[str, Peaks]:
     """Peaks of the dry runs that are kept, by the name of their setting."""
-    return {name: Peaks(**peaks) for name, peaks in json.loads(DATA.read_text(encoding="utf-8"))["peaks"].items()}
+    return {name: kept.peaks for name, kept in read_kept().items()}
 
 
 def table(found: dict[str, Peaks]) -> str:
@@ -40,9 +43,7 @@ def table(found: dict[str, Peaks]) -> str:
     for setting in GRID:
         theirs, ours = found[setting.name], predicted(setting)
         errors.setdefault(setting.family, []).append(error_percent(ours, theirs))
-        phases.setdefault(setting.family, []).extend(
-            100 * (getattr(ours, phase) / getattr(theirs, phase) - 1) for phase in PHASES
-        )
+        phases.setdefault(setting.family, []).extend(errors_percent(ours, theirs).values())
     rows = [*((family, errors[family], phases[family]) for family in errors)]
     rows.append(("all", [e for each in errors.values() for e in each], [e for each in phases.values() for e in each]))
     lines = [
@@ -96,32 +97,59 @@ def page_with(text: str, found: dict[str, Peaks]) -> str:
     return text
 
 
-def _measure(peaks: dict[str, Any]) -> None:
-    """Dry-run what of the grid is not in ``peaks``, and keep each as it comes."""
+def furthest(found: dict[str, Peaks]) -> Iterator[str]:
+    """A line for each phase that is further off than ``NAMED_PERCENT``, and for host memory that is by 1 MiB."""
+    for setting in GRID:
+        ours, theirs = predicted(setting), found[setting.name]
+        errors = errors_percent(ours, theirs)
+        for name, error in errors.items():
+            if abs(error) > NAMED_PERCENT:
+                yield f"{error:+.3f} % {ours.named[name] - theirs.named[name]:+,d} {setting.name}: {name}"
+        for kind in ("pinned", "pageable"):
+            more = getattr(ours, kind) - getattr(theirs, kind)
+            if abs(more) > max(NAMED_PERCENT / 100 * getattr(theirs, kind), MIB):
+                yield f"{more:+,d} {setting.name}: {kind} of {getattr(theirs, kind):,d}"
+
+
+def _measure(kept: dict[str, Kept], wanted: Collection[str]) -> None:
+    """Dry-run what of the grid is ``wanted``, and keep each as it comes."""
     begun = time.monotonic()
-    versions: dict[str, str] = {}
-    specs = {setting.name: setting.spec(rank_of(setting)) for setting in GRID if setting.name not in peaks}
+    settings = {setting.name: setting for setting in GRID if setting.name in wanted}
+    makers = {name: made_by(told(setting)) for name, setting in settings.items()}
     failed = []
-    for name, record in outcomes(specs):
+    specs = {name: setting.spec(rank_of(setting)) for name, setting in settings.items()}
+    for number, (name, record) in enumerate(outcomes(specs), start=1):
         if isinstance(record, str):
             failed.append(f"{name}: {record}")
             continue
-        peaks[name], versions = asdict(dry(record)), record["versions"]
-        ordered = {setting.name: peaks[setting.name] for setting in GRID if setting.name in peaks}
-        write_text(DATA, json.dumps({"versions": versions, "peaks": ordered}, indent=1) + "\n", force=True)
-        sys.stderr.write(f"{len(peaks)} of {len(GRID)}, {time.monotonic() - begun:.0f} s: {name}\n")
+        today = datetime.now(timezone.utc).date().isoformat()
+        kept[name] = Kept(peaks=dry(record), made_by=makers[name], date=today)
+        write_kept({setting.name: kept[setting.name] for setting in GRID if setting.name in kept})
+        sys.stderr.write(f"{number} of {len(specs)}, {time.monotonic() - begun:.0f} s: {name}\n")
     if failed:
         sys.exit("\n".join(failed))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--missing", action="store_true")
-    arguments = parser.parse_args()
-    if not arguments.table:
-        _measure({name: asdict(peaks) for name, peaks in measured().items()} if arguments.missing else {})
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[2].strip())
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--table", action="store_true", help="no dry runs")
+    only.add_argument("--missing", action="store_true", help="dry runs of what is missing only")
+    only.add_argument("--older", action="store_true", help="dry runs of what is missing or older than this code only")
+    options = parser.parse_args()
+    kept = read_kept() if DATA.exists() else {}
+    names = [setting.name for setting in GRID]
+    if options.older:
+        names = older(kept, GRID)
+    elif options.missing:
+        names = [name for name in names if name not in kept]
+    if not options.table:
+        _measure(kept, names)
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), measured()), encoding="utf-8")
+    left = older(read_kept(), GRID)
+    sys.stderr.write(f"{len(left)} of {len(GRID)} dry runs are of other code or versions than are here\n")
+    for line in furthest(measured()):
+        sys.stderr.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import gc
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -19,6 +20,7 @@ from dsplan.dsconfig.emit import emit
 from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.strategies import find_plan, standard_plans
+from dsplan.timing.host import RELEASED
 from dsplan.workload import Workload
 from runner.calibrate_kernels import Bench, Row
 from runner.timed_engine import StepTimes, TimedEngine
@@ -31,6 +33,7 @@ _STAGES = ("zero0", "zero1", "zero2", "zero3")
 #: Of stages 0 to 2, which leave recomputation to the model, two; of stage 3, whose hooks it runs through, itself.
 _RECOMPUTED = ("zero0", "zero2", "zero3")
 _BASE = ("zero0", "sdpa", "gelu")
+_RELEASING = RELEASED.removeprefix("zero3")
 #: Parameters on the host have the hooks of the optimizer on the host (``dsplan.timing.host`` takes one for the other).
 _OFFLOADED = ("zero2-offload", "zero3-offload")
 
@@ -88,7 +91,7 @@ def _cases(*, alone: bool) -> Iterator[tuple[bool, tuple[str, str, str]]]:
 
     What recomputation and other operators add does not depend on the ranks.
     """
-    for strategy in (*_STAGES, *_OFFLOADED):
+    for strategy in (*_STAGES, RELEASED, *_OFFLOADED):
         yield True, (strategy, "sdpa", "gelu")
     if alone:
         for stage in _RECOMPUTED:
@@ -114,7 +117,10 @@ class _Timed:
             dropout=0.1,
         )
         precision = "fp32" if bench.small else "bf16"
-        plan = find_plan(standard_plans(model, Workload(sequence_length=_LENGTH, precision=precision)), strategy)
+        plans = standard_plans(model, Workload(sequence_length=_LENGTH, precision=precision))
+        plan = find_plan(plans, strategy.removesuffix(_RELEASING))
+        if strategy == RELEASED:
+            plan = replace(plan, zero=replace(plan.zero, stage3_max_reuse_distance=0))
         checkpointing = plan.workload.activation_checkpointing
         self.engine = TimedEngine(
             model.to_config(),

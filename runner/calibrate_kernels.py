@@ -292,6 +292,7 @@ def _in_place(x: Tensor, y: Tensor) -> Iterator[tuple[str, Callable[[], object]]
     """On a tensor of its own: one that drifts away from the size of activations changes the time of other operators."""
     changed = torch.zeros_like(x)
     yield "add_", lambda: changed.add_(y)
+    yield "add_bias", lambda: changed.add_(y[0])  # DeepSpeed's linear layer: runtime/zero/linear.py, ``output += bias``
     yield "zero_", changed.zero_
 
 

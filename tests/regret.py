@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,15 +24,19 @@ from dsplan.timing.rates import Machine, machine
 from dsplan.timing.step_time import StepTime, step_time
 from tests.gpu.header import read_rows
 from tests.gpu.regret_jobs import capped
-from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETS, Setting
+from tests.gpu.regret_settings import ASKED, QUICK, RECOMMENDED, SETS, Setting
 
 DATA = Path(__file__).parent / "data"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "search.md"
-#: The two halves of every set, the sets in the order in which they were measured.
-SEEN = tuple(DATA / f"regret{'' if name == 'first' else f'_{name}'}.json" for name in SETS)
-#: What the search said before anything was measured.
-ASKED = (RECOMMENDED, QUICK)
+#: The settings of every file, in the order in which they were measured: each set's, and of the fourth's what is
+#: recommended once more (``--only-recommended``).
+MEASURED = {**SETS, "again": SETS["fourth"]}
+#: The two halves of every set.
+SEEN = tuple(DATA / f"regret{'' if name == 'first' else f'_{name}'}.json" for name in MEASURED)
 UNSEEN = tuple(path.with_suffix(".unseen.json") for path in SEEN)
+#: Strategies of a setting that were measured again, in turns and with more steps (``tests.gpu.regret_repeats``), for
+#: step times and their order.
+REPEATS = DATA / "regret_repeats.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,7 @@ def measured_settings(paths: Sequence[Path]) -> Iterator[tuple[Setting, list[dic
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     found: dict[str, Setting] = {}
-    for settings, path in zip(SETS.values(), paths, strict=True):
+    for settings, path in zip(MEASURED.values(), paths, strict=True):
         read = read_rows(path) if path.exists() else []
         for setting in settings:
             found.setdefault(setting.name, setting)
@@ -77,6 +82,9 @@ def measured_settings(paths: Sequence[Path]) -> Iterator[tuple[Setting, list[dic
             if any(row["strategy"] in ASKED for row in mine):
                 kept[:] = [row for row in kept if row["strategy"] not in ASKED]
             kept += mine
+    if paths == SEEN:
+        for row in read_rows(REPEATS):
+            rows[row["setting"]].append(row)
     yield from ((setting, rows[name]) for name, setting in found.items())
 
 
@@ -98,7 +106,8 @@ def outcome(setting: Setting, rows: Sequence[dict[str, Any]], profile: Profile |
     def speed(row: dict[str, Any]) -> float:
         return float(row["micro_batch_size"] * tokens / row["seconds"])
 
-    best = max(ran, key=speed)
+    # Of a machine of its own, which says nothing of how fast another would have been.
+    best = max((row for row in ran if "turn" not in row), key=speed)
     times = [predicted(setting, row, of) for row in ran if row["strategy"] in setting.strategies]
     asked = next((row for row in rows if row["strategy"] == RECOMMENDED), None)
     if asked is not None:
@@ -168,18 +177,18 @@ def written(text: str, marker: str, lines: Sequence[str]) -> str:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """The correlation of the ranks of two lists of numbers of one length; 1 for fewer than two."""
+    """The correlation of the ranks of two lists of numbers of one length; 1 for fewer than two.
 
-    def ranks(values: Sequence[float]) -> list[float]:
-        ordered = sorted(range(len(values)), key=lambda index: values[index])
-        found = [0.0] * len(values)
-        for rank, index in enumerate(ordered):
-            found[index] = float(rank)
-        return found
-
+    What is equal has the mean of its ranks: nothing is said of its order.
+    """
     if len(first) < 2:
         return 1.0
-    return statistics.correlation(ranks(first), ranks(second))
+    return statistics.correlation(_ranks(first), _ranks(second))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [(bisect_left(ordered, value) + bisect_right(ordered, value) - 1) / 2 for value in values]
 
 
 @cache

@@ -16,9 +16,10 @@ from dsplan.hardware import Cluster
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.search.closely import lives, reconsidered
-from dsplan.search.memory import Weight, largest_terms, weigh
+from dsplan.search.memory import Weight, largest_terms, reach, weigh
 from dsplan.search.pareto import front, spread
 from dsplan.search.result import OBJECTIVES, Candidate, Rejected, SearchResult, WhatIf
+from dsplan.search.settled import settled
 from dsplan.search.space import (
     accumulations,
     check_global_batch,
@@ -37,8 +38,8 @@ _WALKED, _WORTH = 3, 1.002
 #: How much faster than the best by the bound a candidate has to be for the replay to be asked, which takes a second.
 _WORTH_A_REPLAY = 1.05
 _TERMS = 3
-#: The second micro batch that is walked, by its place among the sizes; what the rounding of blocks may add to a line.
-_SECOND, _ROUNDING = 5, 0.02
+#: The second micro batch that is walked, by its place among the sizes.
+_SECOND = 5
 #: Points of the front that are walked and shown.
 _FRONT = 12
 
@@ -65,8 +66,8 @@ def search(
         plans: the strategies (:func:`dsplan.strategies.standard_plans`), batch sizes apart.
         cluster: the machines; they must name a device.
         profile: measured rates; None takes those that ship for the device, else its data sheet's.
-        objective: ``speed`` (tokens a second), ``headroom`` (free device memory) or ``cost`` (device-seconds a token,
-            also on fewer devices).
+        objective: ``speed`` (tokens a second; of what is as good as the fastest the lowest stage), ``headroom`` (free
+            device memory) or ``cost`` (device-seconds a token, also on fewer devices).
         global_batch_size: samples of one step of all ranks; accumulation makes it up. None: any, and accumulation
             stays what the plans say.
         sizes: the only micro batches to try; empty: all that are worth it.
@@ -108,7 +109,7 @@ def search(
             known = best.get(candidate.plan.name)
             if known is None or _rank(candidate, objective) < _rank(known, objective):
                 best[candidate.plan.name] = candidate
-    ordered = sorted(best.values(), key=lambda candidate: _rank(candidate, objective))
+    ordered = settled(sorted(best.values(), key=lambda candidate: _rank(candidate, objective)), objective)
     winner = one.weighed(ordered[0]) if ordered else None
     return SearchResult(
         model=model,
@@ -118,7 +119,7 @@ def search(
         runners_up=tuple(one.weighed(candidate) for candidate in ordered[1:4]),
         ranked=tuple(ordered),
         front=one.front(found),
-        rejected=one.rejected(found.strategies, ordered, cluster),
+        rejected=one.rejected(found.strategies, ordered, cluster, objective),
         what_if=one.what_if(found, cluster, winner) if what_if else (),
         num_candidates=one.num_candidates,
         profile=of.profile.description,
@@ -203,7 +204,7 @@ class _Search:
             weights[tried] = self.weight(plan, sizes[tried], cluster)
             low, high = (tried, high) if weights[tried].fits else (low, tried)
             if low == second == tried:
-                high = min(high, _reach(sizes, second, weights[0], weights[second]))
+                high = min(high, reach(sizes, second, weights[0], weights[second]))
         return _Strategy(plan=plan, smallest=weights[0], largest=weights.get(low), sizes=tuple(sizes[: low + 1]))
 
     def steps(self, plan: Plan, size: int, cluster: Cluster) -> int | None:
@@ -277,7 +278,8 @@ class _Search:
     def confirm(self, found: _Found, objective: str) -> None:
         """Drop the best until the replay of the allocator calls one ``fits``."""
         while found.candidates:
-            best = min(self.best_of(found, objective), key=lambda one: _rank(one, objective))
+            ordered = sorted(self.best_of(found, objective), key=lambda one: _rank(one, objective))
+            best = settled(ordered, objective)[0]
             if lives(self.model, best):
                 return
             found.candidates[:] = [one for one in found.candidates if one.plan != best.plan]
@@ -320,7 +322,7 @@ class _Search:
         return tuple(front(exact))
 
     def rejected(
-        self, strategies: Sequence[_Strategy], ordered: list[Candidate], cluster: Cluster
+        self, strategies: Sequence[_Strategy], ordered: list[Candidate], cluster: Cluster, objective: str
     ) -> tuple[Rejected, ...]:
         """Why each other strategy was not taken."""
         best = {candidate.plan.name: candidate for candidate in ordered}
@@ -336,6 +338,8 @@ class _Search:
                 continue
             share = best[name].tokens_per_s / ordered[0].tokens_per_s - 1
             slower = f"{abs(100 * share):.1f} % {'slower' if share <= 0 else 'faster'}"
+            if share > 0 and objective == "speed":
+                slower += ", less than measurements of one step lie apart"
             found.append(Rejected(strategy=name, fits=True, why=f"{slower}; mostly {best[name].time.dominant}"))
         return tuple(found)
 
@@ -389,12 +393,3 @@ def _with(candidate: Candidate, weight: Weight) -> Candidate:
         host_bytes=weight.host_bytes,
         headroom_bytes=weight.headroom_bytes,
     )
-
-
-def _reach(sizes: Sequence[int], second: int, first: Weight, other: Weight) -> int:
-    """The index of the first micro batch that cannot fit by the line through ``sizes[0]`` and ``sizes[second]``."""
-    slope = (other.bound_bytes - first.bound_bytes) / max(1, sizes[second] - sizes[0])
-    room = first.usable_bytes * (1 + _ROUNDING) - first.bound_bytes
-    if slope <= 0:
-        return len(sizes)
-    return sum(size - sizes[0] <= room / slope for size in sizes)

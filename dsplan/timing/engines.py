@@ -8,8 +8,9 @@ gathered at stage 3 and takes no other part. Read from DeepSpeed 0.19.8:
 - Stages 1 and 2 all-reduce every bucket, although each rank keeps only its part (``average_tensor`` with
   ``use_multi_rank_bucket_allreduce``, the default), stage 2 after every micro batch, stage 1 at the boundary; the
   updated parameters are all-gathered.
-- Stage 3 all-gathers Ψ before the forward and again before the backward pass, and reduce-scatters Ψ after every micro
-  batch. Activation checkpointing recomputes with what the backward pass has gathered anyway.
+- Stage 3 all-gathers Ψ before the forward and again before the backward pass, but for what it keeps in between
+  (:mod:`dsplan.timing.released`), and reduce-scatters Ψ after every micro batch. Activation checkpointing recomputes
+  with what the backward pass has gathered anyway.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dsplan.timing import muon
 from dsplan.timing.collectives import collective
 from dsplan.timing.profile import Profile
 from dsplan.timing.rates import Machine
+from dsplan.timing.released import released_share
 
 #: runtime/engine.py MEMORY_OPT_ALLREDUCE_SIZE: elements of a bucket of stage 0.
 _STAGE_0_BUCKET = 500_000_000
@@ -100,7 +102,13 @@ def work_of(model: ModelShape, plan: Plan, cluster: Cluster, machine: Machine) -
     """The engine's work of one step, apart from the model's kernels; the same for every micro batch size."""
     key = (
         *("work", machine.host_threads, machine.links, model, plan.zero, plan.ddp, plan.gradient_clipping),
-        *(plan.workload.precision, plan.workload.optimizer, cluster.gpus_per_node, cluster.num_nodes),
+        *(
+            plan.workload.activation_checkpointing,
+            plan.workload.precision,
+            plan.workload.optimizer,
+            cluster.gpus_per_node,
+            cluster.num_nodes,
+        ),
     )
     return machine.profile.once(key, partial(_work_of, model, plan, cluster, machine))
 
@@ -201,10 +209,14 @@ class _Engine:
         return finite + (self.e + 8) / 6 * self.kernel("cast", elements) + 8 / self.e * reading
 
     def stages_1_and_2(self) -> Work:
+        """Of a gradient the same copies at both stages: after every micro batch at stage 2, at the boundary at stage 1.
+
+        ``reduce_independent_p_g_buckets_and_remove_grads`` copies it into the bucket, ``average_tensor`` divides it and
+        ``copy_grads_in_partition`` copies the rank's own part out. What is flattened for the all-reduce is one slice of
+        the bucket, but where two ranks' parts meet, and of one tensor nothing is copied (``allreduce_bucket``).
+        """
         zero = self.plan.zero
         every = zero.stage > 1
-        into_bucket = self.kernel("copy", self.psi) if zero.contiguous_gradients and every else 0.0
-        # gradient_reduction: flatten, divide; the rank's own part is copied out
         reduction = self.kernel("copy", self.psi) + self.kernel("scale", self.psi) + self.kernel("copy", self.own)
         reduce_s = self.send("all_reduce", self.psi, zero.reduce_bucket_size)
         gather = self.send("all_gather", self.psi, zero.allgather_bucket_size)
@@ -214,7 +226,6 @@ class _Engine:
                 reduce_s=reduce_s,
                 reduce_kernels_s=reduction,
                 reduces_every_micro_batch=every,
-                gradient_kernels_s=into_bucket,
                 norm_s=self.judged(self.own),
                 update_s=self.fp32_update(self.own) + self.kernel("copy", self.own) + self.orthogonal(),
                 gather_update_s=gather,
@@ -226,7 +237,7 @@ class _Engine:
             reduce_s=reduce_s,
             reduce_kernels_s=reduction,
             reduces_every_micro_batch=True,
-            gradient_kernels_s=into_bucket + self.kernel("cast", self.own),
+            gradient_kernels_s=self.kernel("cast", self.own),
             host_gradients_s=self.profile.copy("to_host", 4 * self.own, pinned=pinned),
             host_save_s=self.profile.copy("to_host", self.e * self.own, pinned=pinned),
             host_restore_s=self.profile.copy("to_device", self.e * self.own, pinned=pinned),
@@ -265,16 +276,19 @@ class _Engine:
         gathered, part = every - resident, -(-every // self.ranks)
         node = self.own * self.cluster.gpus_per_node  # the ranks of a node share its drive
         bucket = max(zero.stage3_prefetch_bucket_size, *(one.numel for one in self.model.block_parameters))
-        gather = self.send("all_gather", gathered, bucket)
+        # A rank alone has every parameter whole, and takes it as it is (NoGatherHandle, NoGatherCoalescedHandle).
+        gather = self.send("all_gather", gathered, bucket) if self.ranks > 1 else 0.0
         if zero.offloads_parameters:
             gather += self.profile.copy("to_device", self.e * part, pinned=zero.offload_param.pin_memory)
             if zero.offload_param.device == "nvme":
                 gather += self.e * part * self.cluster.gpus_per_node / self.profile.drive[0]
-        into_bucket = self.kernel("copy", self.psi) + self.kernel("scale", self.psi) + self.kernel("copy", self.own)
+        # __add_grad_to_ipg_bucket; reduce_scatter_coalesced, which lays out the ranks' parts one after the other, and
+        # divides; partition_grads
+        into_bucket = 2 * self.kernel("copy", self.psi) + self.kernel("scale", self.psi) + self.kernel("copy", self.own)
         work = Work(
             overlaps=zero.overlaps_communication,
             gather_forward_s=gather,
-            gather_backward_s=gather,
+            gather_backward_s=gather * released_share(self.model, self.plan),
             # __avg_scatter_contiguous_grads; with Muon there is no other way
             reduce_s=self.send(
                 "reduce_scatter" if zero.reduce_scatter or not zero.contiguous_gradients else "all_reduce",
@@ -284,7 +298,7 @@ class _Engine:
             reduces_every_micro_batch=True,
             gradient_kernels_s=into_bucket,
             norm_s=self.judged(self.own),
-            gather_update_s=self.send("all_gather", resident, resident) if resident else 0.0,
+            gather_update_s=self.send("all_gather", resident, resident) if resident and self.ranks > 1 else 0.0,
         )
         if not zero.offloads_optimizer:
             tile = min(zero.sub_group_size, self.own)

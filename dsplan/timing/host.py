@@ -6,7 +6,11 @@ is the sum of the differences. Where several rows measure the same, their median
 pass and its recomputation to the model (deepspeed/runtime/engine.py, DeepSpeedEngine.forward), while stage 3 has hooks
 around every module; and the step goes over parameters and gradients, whatever made them (``step`` of
 runtime/zero/stage_1_and_2.py and stage3.py, runtime/fp16/fused_optimizer.py), so that attention, activation and
-recomputation do not count there.
+recomputation do not count there, and stages 1 and 2 are one.
+
+The measured model is so small that stage 3 keeps for the backward pass what it has gathered. What releasing it and
+gathering it again costs is the difference to rows of :data:`RELEASED`, times the share of the blocks that a plan
+releases.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from dsplan.errors import InputError
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.timing.profile import Profile
+from dsplan.timing.released import released_share
 
 Row = Mapping[str, Any]
 
@@ -28,6 +33,10 @@ Row = Mapping[str, Any]
 _BASE = ("sdpa", "gelu")
 #: Strategies whose forward pass is the model's alone.
 _PLAIN = ("zero0", "zero1", "zero2", "zero2-offload")
+#: Strategies whose step is one and the same (stage_1_and_2.py, ``step``), which knows of no stage.
+_ONE_STEP = ("zero1", "zero2")
+#: Stage 3 that keeps nothing between the passes: ``stage3_max_reuse_distance`` 0.
+RELEASED = "zero3-released"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +56,9 @@ def host_times(profile: Profile, model: ModelShape, plan: Plan, world_size: int)
     """
     strategy = strategy_of(plan)
     recomputes = plan.workload.activation_checkpointing != "none"
-    key = ("host", strategy, recomputes, model.attention, model.activation, world_size > 1, model.num_layers)
-    return profile.once(key, partial(_host_times, profile, model, strategy, recomputes, world_size))
+    released = released_share(model, plan)
+    key = ("host", strategy, recomputes, model.attention, model.activation, world_size > 1, model.num_layers, released)
+    return profile.once(key, partial(_host_times, profile, model, strategy, recomputes, world_size, released))
 
 
 def strategy_of(plan: Plan) -> str:
@@ -62,10 +72,14 @@ def strategy_of(plan: Plan) -> str:
     return f"{name}-param" if zero.offloads_parameters else name
 
 
-def _host_times(profile: Profile, model: ModelShape, strategy: str, recomputes: bool, world_size: int) -> HostTimes:
+def _host_times(
+    profile: Profile, model: ModelShape, strategy: str, recomputes: bool, world_size: int, released: float
+) -> HostTimes:
     layers = model.num_layers
     attention = "sdpa" if model.attention != "eager" else "eager"
     activation = "gelu_new" if model.activation == "gelu_new" else "gelu"
+
+    releases = any(row["strategy"] == RELEASED for row in profile.document["engine"])  # older profiles have no such row
 
     def at(strategy: str, recomputed: bool, operators: tuple[str, str], phase: str, ranks: int = 1) -> float:
         return _of(profile, strategy, recomputed, operators, phase, layers, ranks)
@@ -86,6 +100,9 @@ def _host_times(profile: Profile, model: ModelShape, strategy: str, recomputes: 
             ]
             measured = [name for name in alike if _recomputed(profile, name)] or alike
             found += median(at(name, True, _BASE, phase) - at(name, False, _BASE, phase) for name in measured)
+        if released and releases:
+            again = at(RELEASED, False, _BASE, phase, world_size) - at("zero3", False, _BASE, phase, world_size)
+            found += released * max(again, 0.0)
         return max(found, 0.0)
 
     step = _step(profile, strategy, layers, world_size)
@@ -94,7 +111,8 @@ def _host_times(profile: Profile, model: ModelShape, strategy: str, recomputes: 
 
 def _step(profile: Profile, strategy: str, layers: int, world_size: int) -> float:
     """Seconds of the step at a depth: of all rows of the strategy, whatever the model is made of."""
-    found = _line(profile, lambda row: row["strategy"] == strategy, "step_s", layers, world_size)
+    alike = _ONE_STEP if strategy in _ONE_STEP else (strategy,)
+    found = _line(profile, lambda row: row["strategy"] in alike, "step_s", layers, world_size)
     if found is None and "-" in strategy:
         return _step(profile, strategy.rpartition("-")[0], layers, world_size)
     return _required(found, profile, strategy)

@@ -115,6 +115,8 @@ class _Pieces:
         self.h, self.a, self.d = model.hidden_size, model.num_attention_heads, model.head_width
         self.n = self.tokens * self.h
         self.dropout = model.dropout > 0
+        # A row added to every row, which torch's vectorized kernels do not do; older profiles lack it.
+        self.bias = "add_bias" if profile.has_operator("add_bias", self.dtype) else "add_"
 
     def embedding(self) -> Piece:
         found = _Sum()
@@ -226,7 +228,7 @@ class _Pieces:
         if bias:
             self._memory(found, 1, "column_sum", self.tokens * outputs)
             if self.own_linear:
-                self._memory(found, 0, "add_", self.tokens * outputs)
+                self._memory(found, 0, self.bias, self.tokens * outputs)
 
     def _norm(self, found: _Sum) -> None:
         self._memory(found, 0, "layer_norm", self.n)

@@ -18,8 +18,9 @@ from dsplan.timing.profiles import shipped
 
 #: Bytes that an operator reads and writes for each element of its input, in elements; and bytes beside them.
 _TRAFFIC: dict[str, tuple[float, float]] = {
-    "add": (3, 0), "add_": (3, 0), "scale": (2, 0), "pow": (2, 0), "tanh": (2, 0), "tanh_backward": (3, 0),
-    "gelu": (2, 0), "gelu_backward": (3, 0), "masked_fill": (2, 0), "softmax": (2, 0), "softmax_backward": (3, 0),
+    "add": (3, 0), "add_": (3, 0), "add_bias": (2, 0), "scale": (2, 0), "pow": (2, 0), "tanh": (2, 0),
+    "tanh_backward": (3, 0), "gelu": (2, 0), "gelu_backward": (3, 0), "masked_fill": (2, 0), "softmax": (2, 0),
+    "softmax_backward": (3, 0),
     "copy": (2, 0), "cast": (0, 6), "zero_": (1, 0), "norm": (1, 0), "isfinite": (1, 0), "dropout": (2, 1),
     "dropout_backward": (2, 1), "layer_norm": (2, 0), "layer_norm_backward": (5, 0), "column_sum": (1, 0),
     "log_softmax": (3, 0), "log_softmax_backward": (3, 0), "nll_loss_backward": (1, 0), "embedding": (2, 0),

@@ -148,6 +148,16 @@ class Profile:
 
         return self.once(("elementwise", operator, dtype), make).at(elements)
 
+    def has_operator(self, operator: str, dtype: str) -> bool:
+        """Whether :meth:`elementwise` knows ``operator``."""
+        kind = self._measured_dtype("elementwise", dtype)
+
+        def find() -> bool:
+            rows = self.document["elementwise"]
+            return any(row["operator"] == operator and row["dtype"] == kind for row in rows)
+
+        return self.once(("has operator", operator, kind), find)
+
     def update(self, elements: float) -> float:
         """DeepSpeed's fused Adam over ``elements`` parameters in fp32."""
         rows = self.document["optimizer"]

@@ -1,6 +1,6 @@
 """Time every stage over a ladder of micro batches: ``python -m tests.gpu.regret OUTPUT.json [--set NAME]``.
 
-Settings of one rank run side by side, one to a GPU; those of several ranks after them. Every second setting goes to
+Settings of one rank run side by side on two GPUs; those of several ranks after them. Every second setting goes to
 OUTPUT.unseen.json, which nobody looks at while the model of step time is made. A process that hangs or dies is
 started again with what is left. ``--tiny --device cpu`` tries the machinery.
 """
@@ -23,9 +23,10 @@ from runner.orphan import PARENT_PID
 from runner.spec import RunSpec
 from tests.gpu.header import header, write_rows
 from tests.gpu.regret_jobs import Job, jobs
-from tests.gpu.regret_settings import SETS, TINY
+from tests.gpu.regret_settings import ASKED, SETS, TINY, Setting
 
 STALL_S, COMPILING_S = 75.0, 300.0
+SHARE_OF_ONE_RANK = 0.42  # of the time, where a set also has settings of several ranks
 MADE_BY = "python -m tests.gpu.regret"
 
 
@@ -146,28 +147,34 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--set", default="first", choices=list(SETS))
+    parser.add_argument("--only-recommended", action="store_true", help="not the ladder of every strategy")
     arguments = parser.parse_args()
     begun = time.monotonic()
     settings = TINY if arguments.tiny else SETS[arguments.set]
     folder = Path(tempfile.mkdtemp(prefix="regret-"))
     single = [setting for setting in settings if setting.ranks == 1]
-    several = [setting for setting in settings if setting.ranks > 1]
+    several = sorted({setting.ranks for setting in settings} - {1})
     rows: list[dict[str, Any]] = []
 
     def save() -> None:
         ready = next((row for row in rows if row["status"] == "ready"), {})
         of = "--tiny" if arguments.tiny else f"--set {arguments.set}"
+        of += " --only-recommended" if arguments.only_recommended else ""
         head = header(f"{MADE_BY} {of}", ready.get("device", ""), ready.get("versions", {}))
         kept = [row for row in rows if "setting" in row and row["status"] not in ("started", "done")]
         for offset, path in ((0, arguments.output), (1, arguments.output.with_suffix(".unseen.json"))):
             names = [setting.name for setting in settings[offset::2]]
             write_rows(path, head, [row for row in kept if row["setting"] in names])
 
-    until = begun + (0.42 if several else 1.0) * arguments.seconds
-    lanes = [Lane(jobs(single[index::2]), [index], 1, arguments.device, until, folder) for index in range(2)]
-    later = jobs(several)  # while the first measure
+    until = begun + (SHARE_OF_ONE_RANK if several else 1.0) * arguments.seconds
+
+    def listed_jobs(of: list[Setting]) -> list[Job]:
+        found = jobs(of)
+        return [job for job in found if job["strategy"] in ASKED] if arguments.only_recommended else found
+
+    lanes = [Lane(listed_jobs(single[index::2]), [index], 1, arguments.device, until, folder) for index in range(2)]
+    later = [(ranks, listed_jobs([one for one in settings if one.ranks == ranks])) for ranks in several]  # meanwhile
     done: list[Lane] = []
-    turn = 0
     while lanes:
         for lane in list(lanes):
             if not lane.poll():
@@ -176,9 +183,10 @@ def main() -> None:
         rows = [row for lane in (*done, *lanes) for row in lane.rows]
         save()
         time.sleep(0.3)
-        if not lanes and turn == 0 and several:
-            turn = 1
-            lanes = [Lane(later, [0, 1], 2, arguments.device, begun + arguments.seconds, folder)]
+        if not lanes and later:
+            (ranks, listed), *later = later
+            until = time.monotonic() + (begun + arguments.seconds - time.monotonic()) / (1 + len(later))
+            lanes = [Lane(listed, list(range(ranks)), ranks, arguments.device, until, folder)]
     print(f"{sum(row['status'] == 'ok' for row in rows)} measured in {time.monotonic() - begun:.0f} s", flush=True)
 
 

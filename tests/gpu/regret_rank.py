@@ -29,6 +29,7 @@ BY_NAME = {
 KEPT = ("setting", "strategy", "of", "zero", "profile", "predicted_s")
 MOST_LEFT = 24 * 2**30  # by engines that were closed; then a new process goes on
 LONG_S = 0.4  # a step that is expected to take longer is timed fewer times
+WARMUP = (8, 3)  # steps of an engine before its first is timed, short and long: five are slower (regret_repeats.json)
 
 
 class Rank:
@@ -88,7 +89,7 @@ class Rank:
                     break
                 if self.cuda and size != sizes[0]:  # the first finds what a run finds, and leaves the next nothing
                     torch.cuda.empty_cache()
-                row = self.timed(engine, setting, size, warmup=3 if size == sizes[0] else 1, before=before)
+                row = self.timed(engine, setting, size, first=size == sizes[0], before=before)
                 self.say(**common, **row, predicted_bytes=predicted[size], built_s=built)
         except Exception as error:
             if "out of memory" not in str(error):
@@ -106,13 +107,14 @@ class Rank:
             self.say(status="unclean")
             raise SystemExit(9)
 
-    def timed(self, engine: TimedEngine, setting: Setting, size: int, *, warmup: int, before: int) -> dict[str, Any]:
-        """Steps of one micro batch; ``before``: bytes that earlier engines have left."""
+    def timed(self, engine: TimedEngine, setting: Setting, size: int, *, first: bool, before: int) -> dict[str, Any]:
+        """Steps of one micro batch; ``first`` of this engine; ``before``: bytes that earlier engines have left."""
         if self.cuda:
             self.device.reset_peak()
         gc.collect()  # of what went before, not of the steps that are timed
         expected = 6 * setting.model_shape().num_parameters * size * setting.sequence_length / 3e14
         steps = 2 if expected > LONG_S else 4
+        warmup = WARMUP[expected > LONG_S] if first else 1
         times = engine.time(size, setting.sequence_length, warmup=warmup, steps=steps)
         found = self.device.peak() if self.cuda else None
         return {

@@ -21,6 +21,8 @@ WITH_OFFLOAD = (*RESIDENT, "zero2-offload", "zero3-offload", "zero2-offload-ckpt
 RECOMMENDED = "recommended"
 #: The same where the search did not ask for replays (``dsplan recommend`` without ``--closely``), if it is another.
 QUICK = "recommended, quick"
+#: What the search said before anything was measured.
+ASKED = (RECOMMENDED, QUICK)
 #: What a run under a cap needs over the predicted peak, at least: at 1.10 nineteen of 22 lived (tests/data/caps.json).
 LIVES = 1.10
 
@@ -104,7 +106,14 @@ THIRD = (
     Setting(name="2.7B-sdpa-n1-80", model="gpt2-xl", ranks=1, cap_gib=80, shape={**SDPA, **_2_7B}, most_sizes=2),
     replace(SETTINGS[2], most_sizes=3),
 )
-SETS = {"first": SETTINGS, "second": SECOND, "third": THIRD}
+#: Four ranks on four cards.
+FOURTH = (
+    Setting(name="large-sdpa-n4-24", model="gpt2-large", ranks=4, cap_gib=24, shape=SDPA, most_sizes=2),
+    Setting(name="xl-sdpa-n4-40", model="gpt2-xl", ranks=4, cap_gib=40, shape=SDPA, most_sizes=2),
+    Setting(name="medium-n4-16", model="gpt2-medium", ranks=4, cap_gib=16, most_sizes=2),
+    Setting(name="6.7B-sdpa-n4-80", model="gpt2-xl", ranks=4, cap_gib=80, shape={**SDPA, **_6_7B}, most_sizes=2),
+)
+SETS = {"first": SETTINGS, "second": SECOND, "third": THIRD, "fourth": FOURTH}
 _TINY = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 64, "max_position_embeddings": 32}
 #: To try the machinery on a CPU.
 TINY = tuple(

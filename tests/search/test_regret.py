@@ -18,6 +18,7 @@ from tests.gpu.regret_jobs import capped, jobs
 from tests.gpu.regret_settings import QUICK, RECOMMENDED, SETS, SETTINGS, TINY, Setting
 from tests.regret import (
     DOCUMENT,
+    MEASURED,
     SEEN,
     UNSEEN,
     judged,
@@ -147,7 +148,9 @@ def test_a_setting_that_was_measured_again_has_all_rows_and_the_last_recommendat
             for strategy, size, status in rows
         ]
         write_rows(tmp_path / f"{stem}.json", header("a test", "", {}), made)
-    found = {setting.name: rows for setting, rows in measured_settings([tmp_path / f"{stem}.json" for stem in SETS])}
+    found = {
+        setting.name: rows for setting, rows in measured_settings([tmp_path / f"{stem}.json" for stem in MEASURED])
+    }
     assert [row["micro_batch_size"] for row in found[name]] == [16, 16, 28]
     assert found["medium-n1-16"] == []
     assert list(found).count(name) == 1
@@ -160,15 +163,13 @@ def test_the_document_says_what_was_measured() -> None:
 
 def test_what_was_recommended_ran_and_was_hardly_slower_than_the_best() -> None:
     found = [*judged(SEEN), *judged(UNSEEN)]
-    assert len(found) >= 12
+    assert len(found) >= 20
     assert all(one.reached is not None for one in found)
     shares = [one.reached or 0.0 for one in found if one.num_strategies > 1]
     assert statistics.median(shares) >= 0.95
     errors = [abs(error) for one in found for error in one.errors]
     assert statistics.median(errors) < 0.2
-    # Stages 1 and 2 of gpt2-xl on one rank lie within the host's scatter, and were measured in the other order.
-    assert [one.setting for one in found if one.correlation < 0.9] == ["xl-sdpa-n1-40"]
-    assert all(one.correlation >= 0.89 for one in found)
+    assert all(one.correlation >= 0.9 for one in found)
 
 
 def test_where_the_bound_cost_a_tenth_the_replay_is_asked_now() -> None:
@@ -183,3 +184,16 @@ def test_where_the_bound_cost_a_tenth_the_replay_is_asked_now() -> None:
 def test_what_was_recommended_is_nowhere_a_tenth_slower_than_the_best() -> None:
     found = [*judged(SEEN), *judged(UNSEEN)]
     assert min(one.reached or 0.0 for one in found if one.num_strategies > 1) >= 0.9
+
+
+def test_stage_3_is_not_taken_for_a_hundredth_now() -> None:
+    setting = replace(SETS["fourth"][3], strategies=("zero3", "zero1-ckpt"))
+    model, cluster = setting.model_shape(), capped(setting)
+    found = search(model, list(setting.plans()), cluster, sizes=(5, 32, 56), what_if=False)
+    assert found.winner is not None
+    assert (found.winner.plan.name, found.winner.plan.workload.micro_batch_size) == ("zero1-ckpt", 56)
+    (other,) = found.runners_up
+    assert other.plan.name == "zero3"
+    assert 1 < other.tokens_per_s / found.winner.tokens_per_s < 1.02
+    (why,) = found.rejected
+    assert "% faster, less than measurements of one step lie apart; mostly " in why.why

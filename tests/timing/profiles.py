@@ -14,10 +14,10 @@ LAUNCH = 5e-6
 BLOCK_S = {"forward_s": 1e-3, "backward_s": 1.5e-3, "step_s": 0.5e-3}
 STRATEGIES = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-offload-param")
 OPERATORS = (
-    "add", "add_", "scale", "pow", "tanh", "tanh_backward", "gelu", "gelu_backward", "masked_fill", "softmax",
-    "softmax_backward", "copy", "cast", "zero_", "norm", "isfinite", "dropout", "dropout_backward", "layer_norm",
-    "layer_norm_backward", "column_sum", "log_softmax", "log_softmax_backward", "nll_loss_backward", "embedding",
-    "embedding_backward",
+    "add", "add_", "add_bias", "scale", "pow", "tanh", "tanh_backward", "gelu", "gelu_backward", "masked_fill",
+    "softmax", "softmax_backward", "copy", "cast", "zero_", "norm", "isfinite", "dropout", "dropout_backward",
+    "layer_norm", "layer_norm_backward", "column_sum", "log_softmax", "log_softmax_backward", "nll_loss_backward",
+    "embedding", "embedding_backward",
 )  # fmt: skip
 
 

@@ -38,3 +38,8 @@ def test_rank_correlation_is_one_in_order_and_minus_one_against_it() -> None:
     assert spearman([1, 2, 3], [10, 20, 30]) == 1
     assert spearman([1, 2, 3], [3, 2, 1]) == -1
     assert spearman([1], [1]) == 1
+
+
+def test_of_what_is_equal_no_order_is_said() -> None:
+    assert spearman([1, 1, 2], [1, 2, 3]) == spearman([1, 1, 2], [2, 1, 3]) == pytest.approx(0.75**0.5)
+    assert spearman([1, 1, 2], [5, 5, 7]) == 1

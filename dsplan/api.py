@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dsplan.catalogue import accelerator, decoder_names, preset, preset_names
 from dsplan.errors import InputError
 from dsplan.hardware import Cluster
+from dsplan.hub_names import published_name
 from dsplan.infer import infer_shape
 from dsplan.model import ModelShape
 from dsplan.modelfile import changed, read_model, shape_from_config
@@ -35,7 +36,8 @@ def model(source: Model, **changes: Any) -> ModelShape:
     """A model's shape: exact parameters, names and sizes.
 
     Args:
-        source: a name of the catalogue (``"llama-3.1-8b"``, ``"gpt2-xl"``), a parameter count (``"45B"``), the path of
+        source: a name of the catalogue (``"llama-3.1-8b"``, ``"gpt2-xl"``) or of the Hugging Face Hub
+            (``"meta-llama/Llama-3.1-8B"``), which is not asked, a parameter count (``"45B"``), the path of
             a model file, ``config.json`` or its folder, the parsed configuration, or a shape, which is returned.
         changes: fields of :class:`ModelShape` with other values, such as ``num_layers=8`` or ``attention="eager"``.
 
@@ -231,9 +233,12 @@ def _found(source: Model, changes: Mapping[str, Any]) -> ModelShape:
             return preset(name)
         if _is_count(source):
             return infer_shape(parse_count(name), changes).shape
-    if isinstance(source, Path) or Path(name).exists() or "/" in name or Path(name).suffix == ".json":
+    known = published_name(name) if isinstance(source, str) else None
+    if known is None and (
+        isinstance(source, Path) or Path(name).exists() or "/" in name or Path(name).suffix == ".json"
+    ):
         return read_model(name)
-    return preset(name)  # which says what there is
+    return preset(known or name)  # which says what there is
 
 
 def _is_count(source: Model) -> bool:

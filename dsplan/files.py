@@ -54,6 +54,8 @@ def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
 
 def require_target(path: Path, *, force: bool) -> None:
     """Raise InputError unless a file may be written at ``path``: to be asked before the work that fills it."""
+    if str(path) == "-":
+        raise InputError("-: is no name for a file; to write to standard output leave the option out, or see --help")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file in it")
     if path.exists() and not path.is_file():

@@ -296,6 +296,11 @@ class Ledger:
         self.level, self.peak, self._peak_moment = level, peak, moment
         return found
 
+    def room(self, wanted: int) -> int:  # noqa: ARG002  # a ledger without the batch needs it
+        """How far the level is below the highest so far, in bytes of the device; ``wanted``: more is not asked for."""
+        highest = max([memory.peak_bytes for step in self.steps for memory in step.phases.values()], default=0)
+        return max(highest, self.peak) - self.level
+
     @property
     def peak_moment(self) -> str:
         """The moment of the phase's peak so far."""

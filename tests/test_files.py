@@ -89,3 +89,10 @@ def test_a_link_that_leads_nowhere_is_one_line(tmp_path: Path) -> None:
     astray.symlink_to(tmp_path / "none" / "ds.json")
     with pytest.raises(InputError, match="does not exist; make it first"):
         write_text(astray, "x", force=True)
+
+
+def test_a_dash_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="-: is no name for a file"):
+        write_text("-", "x", force=True)
+    assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ PACKAGES = ("dsplan", "runner", "mingpt")
 #: a package (dsconfig, engine, report, cli) is one entry, and its own files may import each other.
 LAYERS = (
     "errors heap_threshold pythonpath schemas signals",
-    "units files records families child_process",
+    "units files records families child_process hub_names",
     "model hardware workload zero dry_run",
     "plan modelfile events",
     "catalogue",

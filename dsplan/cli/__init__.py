@@ -83,7 +83,9 @@ def _command(names: Sequence[str]) -> Any:
 
     # Only `dsplan --help` shows the two options that set up a shell, and only they take time to prepare.
     app = typer.Typer(name="dsplan", add_completion=len(names) > 1, pretty_exceptions_enable=False)
-    app.callback(invoke_without_command=True, context_settings={"token_normalize_func": _spelled})(_dsplan)
+    # Commands inherit both from the program's context.
+    settings = {"token_normalize_func": _spelled, "help_option_names": ["--help", "-h"]}
+    app.callback(invoke_without_command=True, context_settings=settings)(_dsplan)
     for name in names:
         function = name.replace("-", "_")
         module = importlib.import_module(f"dsplan.cli.{function}")

@@ -119,9 +119,13 @@ def check(
         notes=threshold == NOTE,
     )
     report = REPORTS[choice("--format", output_format, REPORTS)]
+    for flag, given in (("--gpu", gpu), ("--device-memory", device_memory), ("--seq-len", seq_len)):
+        if given is not None and run.model is None:
+            raise InputError(f"{flag} {given}: what fits depends on the model; name one with --model")
     for path in files:
         if not path.exists():
-            raise InputError(f"{path}: cannot be read: there is no such file")
+            hint = "; standard input is /dev/stdin" if str(path) == "-" else ""
+            raise InputError(f"{path}: cannot be read: there is no such file{hint}")
     checked = check_files(files, run)
     if fix:
         checked = _fix(checked, run)

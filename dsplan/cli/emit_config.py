@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,6 +78,7 @@ def emit_config(
     dsplan emit-config --model gpt2-xl --gpus 4 --gpu h100 --from ds_config.json -o better.json
     """
     from dsplan.dsconfig.consumers import CONSUMERS
+    from dsplan.dsconfig.drive import drive_note
     from dsplan.dsconfig.formats import FORMATS, render
     from dsplan.dsconfig.formats.target import Target
     from dsplan.dsconfig.formats.together import require_targets, write_together
@@ -108,6 +110,8 @@ def emit_config(
             output=output or _DEFAULT,
         ),
     )
+    if note := drive_note(document, machine.nvme_path):
+        emission = replace(emission, notes=(*emission.notes, note))
     if writes:
         # write_together would say so too, but only after DeepSpeed's check.
         require_targets([file.path for file in emission.files], force=force)
@@ -117,6 +121,8 @@ def emit_config(
         row = chosen.row
         if row.reason:  # it is tight, or does not fit
             typer.echo(f"dsplan: warning: {row.plan.name}: {row.verdict}: {row.reason}", err=True)
+        if note:
+            typer.echo(f"dsplan: warning: {note}", err=True)
         typer.echo(emission.main, nl=False)
         return
     if writes:
@@ -131,6 +137,7 @@ def emit_config(
         deepspeed_version=deepspeed_version,
         version_changes=changes,
         improvement=chosen.improvement,
+        read=chosen.inputs.ds_config,
         reasons=_reasons(chosen, document) if explain else None,
     )
     show_emitted(emitted, as_json=as_json)

@@ -98,7 +98,8 @@ def _recommended(estimate: Estimate) -> PlanEstimate:
             "or the strategy with --strategy"
         )
     shortest = max(estimate.plans, key=lambda row: row.headroom_bytes or 0)
+    advice = estimate.recommendation_reason.removeprefix("no strategy fits; ")
     raise InputError(
-        f"no strategy fits: {estimate.recommendation_reason}. Nearest: {shortest.plan.name}: {shortest.reason}. "
-        "Give more or larger GPUs, or write one anyway with --strategy"
+        f"no strategy fits: {advice}, or write one anyway with --strategy. "
+        f"Nearest: {shortest.plan.name}: {shortest.reason}"
     )

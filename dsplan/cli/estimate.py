@@ -84,7 +84,7 @@ def estimate(
     2 bad input.
     """
     from dsplan import estimate as estimator
-    from dsplan.cli.gate import missed, read_gate, require_memory
+    from dsplan.cli.gate import missed, read_gate, require_memory, unasked
     from dsplan.cli.spread import cores, spread
 
     inputs = read_inputs(model, workload, machine, ds_config=ds_config, consumer=consumer, plan=plan)
@@ -124,6 +124,8 @@ def estimate(
     if wanted is not None and (why := missed(wanted, result)):
         typer.echo(f"dsplan: {why}", err=True)
         raise typer.Exit(EXIT_FINDINGS)
+    if wanted is not None and (doubt := unasked(wanted, inputs.cluster)):
+        typer.echo(f"dsplan: warning: {doubt}", err=True)
 
 
 def swap_folders(plans: Iterable[Plan]) -> list[str]:

@@ -18,11 +18,14 @@ def fit(
     workload: WorkloadOptions,
     machine: MachineOptions,
     what: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--what", metavar="NAME", help="model (the family of --model grows in depth), micro-batch or sequence."
+            "--what",
+            metavar="NAME",
+            help="model (the family of --model grows in depth; the default), micro-batch (the default of transformers' "
+            "decoders, whose size is fixed) or sequence.",
         ),
-    ] = "model",
+    ] = None,
     ddp: Annotated[bool, typer.Option("--ddp/--no-ddp", help="Also torch's DDP, to compare with.")] = True,
     closely: Annotated[
         bool, typer.Option("--closely", help="Replay the allocator where its fragmentation decides; takes longer.")
@@ -36,8 +39,14 @@ def fit(
     from dsplan.search.fit import WHAT, largest
     from dsplan.strategies import ddp_plans
 
-    what = choice("--what", what, WHAT)
+    asked = None if what is None else choice("--what", what, WHAT)
     inputs = read_inputs(model, workload, machine)
+    if asked == "sequence" and inputs.model.decoder is not None:
+        raise InputError(
+            f"--what sequence: only minGPTs grow in length here; dsplan estimate --ladder finds the longest sequence "
+            f"of {inputs.model.name}"
+        )
+    what = asked or ("model" if inputs.model.decoder is None else "micro-batch")
     plans = inputs.plans
     if machine.nvme_path is None:
         plans = tuple(plan for plan in plans if plan.zero.offload_optimizer.device != "nvme")

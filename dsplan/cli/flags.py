@@ -33,6 +33,7 @@ FLAGS = {
     "accelerator": "--gpu",
     "device memory": "--device-memory",
     "headroom": "--headroom",
+    "global_batch_size": "--global-batch-size",
     "deepspeed-version": "--deepspeed-version",
     "gpus": "--gpus",
     "nodes": "--nodes",

@@ -27,6 +27,13 @@ def require_memory(flag: str, why: str, cluster: Cluster) -> None:
         raise InputError(f"{flag}: {why}; name one with --gpu")
 
 
+def unasked(wanted: str, cluster: Cluster) -> str:
+    """What an open gate says nothing of, in one line; empty where it says all."""
+    if cluster.host_memory_bytes is not None:
+        return ""
+    return f"--require {wanted}: nothing is said of CPU memory, which is not known; give it with --host-memory"
+
+
 def missed(wanted: str, estimate: Estimate) -> str | None:
     """Why the gate is closed, in one line; None where it is open.
 

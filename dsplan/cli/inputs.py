@@ -73,6 +73,8 @@ def read_inputs(
         if plan_flag == "--plan" and read is None and plan.casefold().startswith("ddp"):
             from dsplan.strategies import ddp_plans
 
+            if found.shape.decoder is not None:
+                raise InputError(f"{plan_flag} {plan}: DDP is planned for minGPTs only, and {found.shape.name} is none")
             plans = (*plans, *ddp_plans(plans[0].workload))  # by name only: nothing of it can be emitted
         plans = (named_plan(plans, plan, plan_flag),)
     return Inputs(model=found.shape, inferred=found.inferred, cluster=cluster, plans=plans, ds_config=read)

@@ -11,12 +11,14 @@ from dsplan.cli.flags import naming_flags
 from dsplan.cli.options import MachineOptions
 from dsplan.errors import InputError, require_positive
 from dsplan.hardware import Accelerator, Cluster
-from dsplan.units import parse_size
+from dsplan.units import MIB, parse_size
 
 #: Whose workspace and context a device has of which only the memory was given.
 _TYPICAL = "a100-80gb"
 #: GPUs of a node, or nodes, beyond which a number is a slip of the keyboard.
 _MAX_COUNT = 100_000
+#: Host memory below which a number is a slip: torch alone takes as much, and 512 is most likely meant in GB.
+_LEAST_HOST_BYTES = 256 * MIB
 #: Where torch reads its allocator's settings, in its own order (c10/cuda/CUDAAllocatorConfig.h).
 _VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
@@ -36,6 +38,9 @@ def read_machine_options(options: MachineOptions) -> Cluster:
                 raise InputError(f"{flag}: {count} is not allowed; at most {_MAX_COUNT:,}")
     memory = None if options.device_memory is None else parse_size(options.device_memory, "--device-memory")
     host = None if options.host_memory is None else parse_size(options.host_memory, "--host-memory")
+    if host is not None and host < _LEAST_HOST_BYTES:
+        meant = f"; for gigabytes write {host}GB" if str(host) == str(options.host_memory).strip() else ""
+        raise InputError(f"--host-memory: {host} bytes is not allowed; at least 256 MiB{meant}")
     with naming_flags():
         local = detect.local_accelerator() if options.gpu is None else None
         device = accelerator(options.gpu) if options.gpu is not None else local

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dsplan.catalogue import decoder_names, preset, preset_names
+from dsplan.cli.adapter_folder import adapter_hint
 from dsplan.cli.flags import naming_flags, with_flags
 from dsplan.cli.options import ModelOptions
 from dsplan.errors import InputError, choice, nearest, require_positive
+from dsplan.hub_names import published_name
 from dsplan.infer import MAX_LAYERS, TOLERANCE, infer_shape
 from dsplan.live_module import read_module
 from dsplan.model import ACTIVATIONS, ATTENTIONS, ModelShape
@@ -19,6 +21,8 @@ from dsplan.units import format_count, parse_count
 _SHAPE_FLAGS = {"num_layers": "--n-layer", "num_attention_heads": "--n-head", "hidden_size": "--n-embd"}
 #: Widths beyond which a number is a slip of the keyboard: the widest published model has 25,600.
 _MAX_WIDTH = 1_000_000
+#: Parameters below which a count has lost its suffix.
+_FEWEST = 1000
 #: The same for vocabularies and blocks: the longest published context has 10,000,000 tokens.
 _MAX_TOKENS = 10_000_000
 
@@ -113,6 +117,8 @@ def _trained(options: ModelOptions) -> dict[str, Any]:
 
 def _inferred(params: str, shape: dict[str, Any]) -> ModelInput:
     wanted = parse_count(params, "--params")
+    if wanted < _FEWEST:
+        raise InputError(f"--params: {params} is not allowed; at least {_FEWEST:,}; for billions write {params}B")
     unfit = [f"--{field.replace('_', '-')}" for field in TRAINED if field in shape]
     if unfit:
         raise InputError(f"{', '.join(unfit)}: only a decoder of transformers' has them; name one with --model")
@@ -128,12 +134,20 @@ def _inferred(params: str, shape: dict[str, Any]) -> ModelInput:
 
 
 def _named(name: str, shape: dict[str, Any]) -> ModelShape:
-    """A preset, or what a file describes; a preset's name wins, ``./NAME`` is always a file."""
+    """A preset, or what a file describes; a preset's name wins, ``./NAME`` is always a file.
+
+    A file wins over a name of the Hugging Face Hub, which is a preset where the catalogue has that model.
+    """
     known = preset_names()
     wanted = name.strip().casefold()
     if wanted in map(str.casefold, known) or wanted in map(str.casefold, decoder_names()):
         found = preset(name)
+    elif (published := _published(name)) is not None:
+        found = preset(published)
     elif name and (Path(name).exists() or "/" in name or Path(name).suffix == ".json"):
+        hint = adapter_hint(Path(name))
+        if hint:
+            raise InputError(f"--model: {name} holds an adapter of PEFT's and not a model; write {hint}")
         found = read_model(name)
     else:
         near = [f"--params {name}"] if _is_count(name) else nearest(name, (*known, *decoder_names()))
@@ -146,6 +160,11 @@ def _named(name: str, shape: dict[str, Any]) -> ModelShape:
         return found
     with naming_flags():
         return changed(found, shape)
+
+
+def _published(name: str) -> str | None:
+    with naming_flags():
+        return published_name(name)
 
 
 def _given(shape: dict[str, Any]) -> ModelShape:

@@ -55,10 +55,30 @@ def named_plan(plans: tuple[Plan, ...], name: str, flag: str) -> Plan:
     """The plan called ``name``, which ``flag`` asked for.
 
     Raises:
-        InputError: there is none, with the nearest names.
+        InputError: there is none, with the nearest names, or with the option that excludes it.
     """
-    found = choice(flag, name, (plan.name for plan in plans))
-    return next(plan for plan in plans if plan.name == found)
+    names = {plan.name.casefold(): plan for plan in plans}
+    found = names.get(name.strip().casefold())
+    if found is not None:
+        return found
+    excluding = _excluding(plans[0].workload, name.strip().casefold())
+    if excluding:
+        raise InputError(f"{flag}: {name} does not go with {excluding}; allowed: {', '.join(names)}")
+    return next(plan for plan in plans if plan.name == choice(flag, name, names))
+
+
+def _excluding(workload: Workload, name: str) -> str:
+    """The option without which there would be a plan of this name; empty where none is the reason."""
+    from dsplan.strategies import standard_plans
+
+    smallest = ModelShape(num_layers=1, num_attention_heads=1, hidden_size=8)  # every model has the same plans
+    free = replace(workload, micro_batch_size=1, sequence_length=8, activation_checkpointing="none")
+    if name in {plan.name for plan in standard_plans(smallest, free)}:
+        kind = workload.activation_checkpointing
+        return f"--activation-checkpointing {kind}" + ("" if kind == "none" else f", whose plan is {name}-ckpt")
+    if name in {plan.name for plan in standard_plans(smallest, replace(free, optimizer="adamw"))}:
+        return f"--optimizer {workload.optimizer}, which has no such plan"
+    return ""
 
 
 def configuration(
@@ -93,7 +113,7 @@ def configuration(
     precision, optimizer = _precision(options), _optimizer(options)
     sequence_length, kind = _sequence_length(options, model), _checkpointing(options)
     consumer = choice("--for", consumer or DEEPSPEED, CONSUMERS)
-    document = load_document(path) if document is None else document
+    document = load_document(path, consumer) if document is None else document
     # A framework fills in what it fills in, and DeepSpeed stops at the rest; a script has its own ways.
     scripted = consumer == DEEPSPEED
     without_batch = scripted and TRAIN_BATCH not in document and MICRO_BATCH not in document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,10 @@ from dsplan.cli.progress import progress
 from dsplan.cli.timing_options import ProfileOption, read_profile_option
 
 if TYPE_CHECKING:
+    from dsplan.plan import Plan
     from dsplan.search.result import SearchResult
+
+_NO_DRIVE = "it needs an NVMe drive on each node; name its folder with --nvme-path"
 
 
 def recommend(
@@ -57,23 +61,27 @@ def recommend(
     from dsplan.cli.flags import naming_flags
     from dsplan.errors import InputError, choice
     from dsplan.files import require_target, write_text
-    from dsplan.search.result import OBJECTIVES
+    from dsplan.search.result import OBJECTIVES, Rejected
     from dsplan.search.search import search
-    from dsplan.units import parse_size
+    from dsplan.units import MIB, parse_size
 
     objective = choice("--objective", objective, OBJECTIVES)
     if plot is not None and plot.suffix != ".svg":
         raise InputError(f"--plot: {plot} has the suffix {plot.suffix!r}; allowed: .svg")
+    if output is not None and output == plot:
+        raise InputError(f"--output {output} and --plot {plot} name one file; give two names")
     for path in (output, plot):
         if path is not None:
             require_target(path, force=force)
     if workload.micro_batch_size is not None and workload.micro_batch_size < 1:
         raise InputError(f"--micro-batch-size: {workload.micro_batch_size} is not allowed; at least 1")
     inputs = read_inputs(model, workload, machine)
-    plans = inputs.plans
-    if machine.nvme_path is None:  # a drive that nobody named cannot be planned with
-        plans = tuple(plan for plan in plans if plan.zero.offload_optimizer.device != "nvme")
+    # A drive that nobody named cannot be planned with.
+    left_out = () if machine.nvme_path else tuple(plan.name for plan in inputs.plans if _swaps(plan))
+    plans = tuple(plan for plan in inputs.plans if plan.name not in left_out)
     free = 0 if headroom is None else parse_size(headroom, "--headroom")
+    if headroom is not None and free < MIB:
+        raise InputError(f"--headroom: {free} bytes is not allowed; at least 1 MiB, such as 2GiB")
     chosen = () if workload.micro_batch_size is None else (workload.micro_batch_size,)
     with progress("Searching") as advance, naming_flags():
         result = search(
@@ -88,6 +96,9 @@ def recommend(
             closely=closely,
             on_progress=advance,
         )
+    result = replace(
+        result, rejected=(*result.rejected, *(Rejected(strategy=name, fits=False, why=_NO_DRIVE) for name in left_out))
+    )
     from dsplan.report.search import front_picture, print_search, search_document
 
     if output is not None:
@@ -101,7 +112,11 @@ def recommend(
         return
     from dsplan.report.console import stdout_console
 
-    print_search(stdout_console(), result, inputs.inferred)
+    print_search(stdout_console(), result, inputs.inferred, asked=inputs.plans[0].workload)
+
+
+def _swaps(plan: Plan) -> bool:
+    return "nvme" in (plan.zero.offload_optimizer.device, plan.zero.offload_param.device)
 
 
 def _configuration(result: SearchResult) -> str:

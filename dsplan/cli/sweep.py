@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from dsplan.hardware import Accelerator
 
 _MOST = 100_000
+#: What asks for several of what an option asks for one.
+_MANY = {
+    "--gpu": "--gpu-types",
+    "--gpus": "--gpu-counts",
+    "--micro-batch-size": "--micro-batch-sizes",
+    "--seq-len": "--seq-lens",
+}
+#: Of one number, as of the option that it stands for; a sequence is limited by the model's positions.
+_LARGEST = {"--gpu-counts": 100_000, "--micro-batch-sizes": 65_536}
 
 
 def sweep(
@@ -62,6 +71,16 @@ def sweep(
     if gpu_types is None and given is None:
         raise InputError("--gpu-types: no device was named; give some, such as a100-80gb,h100")
     named = [name for name in (gpu_types or "").split(",") if name.strip()]
+    if gpu_types is not None and not named:
+        raise InputError("--gpu-types: no device was named; give some, such as a100-80gb,h100")
+    for many, one, flag in (
+        (gpu_types, machine.gpu, "--gpu"),
+        (gpu_counts, machine.gpus, "--gpus"),
+        (micro_batch_sizes, workload.micro_batch_size, "--micro-batch-size"),
+        (sequence_lengths, workload.seq_len, "--seq-len"),
+    ):
+        if many is not None and one is not None:
+            raise InputError(f"{flag} {one} and {_MANY[flag]} {many} contradict each other; give one of them")
     devices = [_device(name) for name in named] or ([given] if given is not None else [])
     grid = {
         "gpus": _numbers(gpu_counts, "--gpu-counts") or [inputs.cluster.gpus_per_node],
@@ -129,5 +148,7 @@ def _numbers(text: str | None, flag: str) -> list[int]:
             raise InputError(
                 f"{flag}: {part.strip()!r} is not allowed; write whole numbers of at least 1, such as 1,2,4"
             )
+        if int(part) > _LARGEST.get(flag, int(part)):
+            raise InputError(f"{flag}: {part.strip()} is not allowed; at most {_LARGEST[flag]:,}")
         found.append(int(part))
     return found

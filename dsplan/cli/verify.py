@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def verify(
     from dsplan.cli.verify_cap import beside_the_plan
     from dsplan.cli.verify_input import describe, read_job
     from dsplan.cli.verify_progress import run_progress
-    from dsplan.events.write import require_kind, write_events
+    from dsplan.events.write import write_events
     from dsplan.files import require_target, write_text
     from dsplan.report.console import print_document, stdout_console
     from dsplan.report.verification import print_verification
@@ -93,8 +93,7 @@ def verify(
         return _speed(trial, model, workload, run, dry, consumer, timeout, keep_logs, output, force, as_json)
     for flag in given_flags(trial):
         raise InputError(f"{flag}: goes with --calibrate or --top; give one of them")
-    for target in dry.events or ():
-        require_kind(target, force=force)
+    _require_targets(dry.events or (), output, force=force)
     job = replace(read_job(model, workload, run, dry, consumer=consumer), force=force, events=bool(dry.events))
     require_run_extra()
     typer.echo(f"dsplan: {describe(job)}", err=True)
@@ -119,6 +118,16 @@ def verify(
         not_covered = job.against.settings if isinstance(job.against, NotCovered) else ()
         print_verification(stdout_console(), measurement, comparison, explain=dry.explain, not_covered=not_covered)
     return EXIT_OK if comparison is None or comparison.within_tolerance else EXIT_PREDICTION_MISSED
+
+
+def _require_targets(events: Sequence[Path], output: Path | None, *, force: bool) -> None:
+    """Raise InputError unless the files of ``--events`` may be written, each under a name of its own."""
+    from dsplan.events.write import require_kind
+
+    for target in events:
+        require_kind(target, force=force)
+        if [*events, output].count(target) > 1:
+            raise InputError(f"--events: {target} is named twice; each file has a name of its own")
 
 
 def _speed(

@@ -1,7 +1,8 @@
 """A configuration file as a dictionary: JSON, or Hjson, which DeepSpeed reads it with.
 
-Source: DeepSpeed ``runtime/config.py`` (``DeepSpeedConfig.__init__``: ``hjson.load`` with
-``dict_raise_error_on_duplicate_keys``).
+Sources: DeepSpeed ``runtime/config.py`` (``DeepSpeedConfig.__init__``: ``hjson.load`` with
+``dict_raise_error_on_duplicate_keys``); accelerate ``utils/deepspeed.py`` (``HfDeepSpeedConfig.__init__``, which
+transformers' Trainer uses too: ``json.load``); Lightning ``strategies/deepspeed.py`` (``_load_config``: ``json.load``).
 """
 
 from __future__ import annotations
@@ -11,32 +12,45 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from dsplan.dsconfig.consumers import CONSUMER_NAMES, DEEPSPEED
 from dsplan.errors import InputError
 
+#: Bytes of the largest file that is read: configurations have a few thousand.
+LARGEST_FILE = 4 * 1024**2
+_JSON_NAMES = {list: "a list", str: "a string", bool: "a truth value", int: "a number", float: "a number"}
 
-def load_document(path: Path) -> dict[str, Any]:
-    """The configuration in ``path``.
+
+def load_document(path: Path, consumer: str = DEEPSPEED) -> dict[str, Any]:
+    """The configuration in ``path``, as ``consumer`` (:data:`dsplan.dsconfig.consumers.CONSUMERS`) reads the file.
 
     Raises:
-        InputError: the file is missing, empty or not text; it is neither JSON nor Hjson (with line and
-            column of the JSON error); a key is given twice; a number is NaN or infinite; the
-            outermost value is not an object.
+        InputError: the file is missing, empty, too large or not text; it is neither JSON nor Hjson (with line and
+            column of the JSON error), or Hjson where the consumer reads JSON; a key is given twice; a number is NaN or
+            infinite; the outermost value is not an object.
     """
+    text = _text(path)
+    if not text.strip():
+        raise InputError(f"{path}: is empty")  # Hjson would take it for an empty object
+    document = _parse(path, text, consumer)
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: must hold an object {{...}}, not {_JSON_NAMES.get(type(document), 'null')}")
+    return document
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise InputError(f"{path}: is too large for a configuration; at most {LARGEST_FILE:,} bytes")
+        return content.decode("utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    if not text.strip():
-        raise InputError(f"{path}: is empty")  # Hjson would take it for an empty object
-    document = _parse(path, text)
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: must hold an object {{...}}, not {type(document).__name__}")
-    return document
 
 
-def _parse(path: Path, text: str) -> Any:
+def _parse(path: Path, text: str, consumer: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
         if twice:
@@ -57,10 +71,15 @@ def _parse(path: Path, text: str) -> Any:
 
     import hjson  # only needed for the rare file with comments or without quotes
 
+    # Hjson recovers late and reports the end of the file; JSON stops where the mistake is.
+    where = f"{path}: line {json_error.lineno}, column {json_error.colno}: not JSON: {json_error.msg}"
     try:
-        return hjson.loads(text, object_pairs_hook=unique)
+        document = hjson.loads(text, object_pairs_hook=unique)
     except hjson.HjsonDecodeError:
-        # Hjson recovers late and reports the end of the file; JSON stops where the mistake is.
+        raise InputError(where) from json_error
+    if consumer != DEEPSPEED:
         raise InputError(
-            f"{path}: line {json_error.lineno}, column {json_error.colno}: not JSON: {json_error.msg}"
+            f"{where}; DeepSpeed itself would read this file (Hjson: comments, missing quotes), "
+            f"{CONSUMER_NAMES[consumer]} does not"
         ) from json_error
+    return document

@@ -25,6 +25,9 @@ NOT_MODELLED = (
 _EXACT = ("SGD",)
 #: Optimizers that ZeRO takes only with zero_allow_untested_optimizer.
 UNTESTED = ("sgd",)
+#: Gone with ``runtime/fp16/onebit``; 0.19.6 was the last release that had them.
+REMOVED = ("onebitadam", "onebitlamb", "zerooneadam")
+REMOVED_SINCE = "0.19.7"
 MUON = "muon"
 
 _COMMON = {"lr", "weight_decay"}
@@ -141,6 +144,11 @@ def _name(given: str) -> str:
         if name in (other.casefold() for other in NOT_MODELLED):
             raise InputError(
                 f"optimizer.type: {given!r} is not modelled yet; modelled: {', '.join(OPTIMIZERS.values())}"
+            )
+        if name in REMOVED:
+            raise InputError(
+                f"optimizer.type: DeepSpeed has no {given!r} any more since {REMOVED_SINCE}; modelled: "
+                f"{', '.join(OPTIMIZERS.values())}"
             )
         near = nearest(given, (*OPTIMIZERS.values(), *NOT_MODELLED))
         hint = f"did you mean {' or '.join(near)}? " if near else ""

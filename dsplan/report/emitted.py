@@ -9,11 +9,13 @@ from dsplan import __version__
 from dsplan.dsconfig import DEEPSPEED_VERSION
 from dsplan.dsconfig.formats.target import Emission
 from dsplan.dsconfig.improve import Improvement
+from dsplan.dsconfig.read import DsConfig
 from dsplan.dsconfig.reasons import Reason
 from dsplan.dsconfig.versions import VersionChange
 from dsplan.estimate import DOES_NOT_FIT, TIGHT, Estimate, PlanEstimate
 from dsplan.report.console import print_document, stdout_console
 from dsplan.report.document import SCHEMA_VERSION
+from dsplan.report.header import filled_lines, workload_line
 from dsplan.report.improvement import improvement_document, print_improvement
 from dsplan.report.reasons import print_reasons, reasons_document
 from dsplan.units import format_bytes
@@ -30,6 +32,7 @@ class Emitted:
         deepspeed_version: the release that it is written for; None: the newest that is known.
         version_changes: what that release needs said differently.
         improvement: what was improved of a file; None without one.
+        read: that file, with what it was completed with.
         reasons: of every value; None when nobody asked.
     """
 
@@ -42,6 +45,7 @@ class Emitted:
     deepspeed_version: str | None = None
     version_changes: tuple[VersionChange, ...] = ()
     improvement: Improvement | None = None
+    read: DsConfig | None = None
     reasons: tuple[Reason, ...] | None = None
 
 
@@ -51,6 +55,8 @@ def show_emitted(emitted: Emitted, *, as_json: bool) -> None:
         print_document(emitted_document(emitted))
         return
     console = stdout_console()
+    for line in filled_lines(emitted.read) if emitted.read is not None else ():
+        console.print(line)
     if emitted.improvement is not None:
         print_improvement(console, emitted.improvement)
     print_emitted(emitted)
@@ -96,6 +102,7 @@ def print_emitted(emitted: Emitted) -> None:
         console.print(f"Wrote {_names(emission)}: {row.plan.name}, checked against {checked}.", style="bold")
     else:
         console.print(f"{row.plan.name}, checked against {checked}; -o writes the files.", style="bold")
+    console.print(workload_line(row.plan.workload, emitted.estimate.cluster))
     if emitted.recommended:
         console.print(f"Recommended: {emitted.estimate.recommendation_reason}")
     if row.verdict == DOES_NOT_FIT:
@@ -105,7 +112,8 @@ def print_emitted(emitted: Emitted) -> None:
     device = row.device
     console.print(
         f"Predicted: GPU peak {format_bytes(device.peak_bytes)} allocated, at least "
-        f"{format_bytes(device.device_bytes)} on the device; CPU {format_bytes(row.host.bytes_per_node)} per node."
+        f"{format_bytes(device.device_bytes)} on the device; CPU {format_bytes(row.host.bytes_per_node)} per node with "
+        "its ranks' processes."
     )
     for note in emission.notes:
         console.print(note)

@@ -55,7 +55,7 @@ def terms_table(terms: list[MemoryTerm], *, total: int, label: str, wide: bool) 
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     for heading in ("term", "formula", "source") if wide else ("term: formula (source)",):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for term in terms:
         count = f" ({term.num_tensors} tensors)" if term.num_tensors > 1 else ""
         where = "" if term.place == DEVICE else f" [{term.place}]"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dsplan import __version__
 from dsplan.check.finding import ERROR, NOTE, SEVERITIES, WARNING, Finding
@@ -13,7 +15,8 @@ from dsplan.check.rules import RULES
 from dsplan.check.run import Checked
 
 SCHEMA_VERSION = 1
-DOCUMENTATION = "https://github.com/dsplan/dsplan/blob/main/docs/check.md"
+#: Where the rules are described, in this repository, which promises no address of its own.
+DOCUMENTATION = "dsplan, docs/check.md"
 
 _GITHUB = {ERROR: "error", WARNING: "warning", NOTE: "notice"}
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -70,14 +73,13 @@ def sarif_report(checked: Checked, shown: Sequence[Finding]) -> str:
     driver = {
         "name": "dsplan",
         "version": __version__,
-        "informationUri": DOCUMENTATION,
         "rules": [
             {
                 "id": rule.id,
                 "name": rule.name,
                 "shortDescription": {"text": rule.summary},
                 "defaultConfiguration": {"level": rule.severity},
-                "helpUri": f"{DOCUMENTATION}#{rule.id.lower()}",
+                "help": {"text": f"{rule.summary} ({DOCUMENTATION}#{rule.id.lower()})"},
             }
             for rule in RULES
         ],
@@ -91,7 +93,7 @@ def sarif_report(checked: Checked, shown: Sequence[Finding]) -> str:
             "locations": [
                 {
                     "physicalLocation": {
-                        "artifactLocation": {"uri": finding.path.as_posix()},
+                        "artifactLocation": {"uri": _uri(finding.path)},
                         "region": {"startLine": finding.line, "startColumn": finding.column},
                     }
                 }
@@ -110,6 +112,11 @@ REPORTS: dict[str, Callable[[Checked, Sequence[Finding]], str]] = {
     "github": github_report,
     "sarif": sarif_report,
 }
+
+
+def _uri(path: Path) -> str:
+    """A path as SARIF's artifactLocation has it (RFC 3986): relative to the folder of the call, or ``file:///…``."""
+    return path.as_uri() if path.is_absolute() else quote(path.as_posix())
 
 
 def _line(finding: Finding) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def header_lines(model: ModelShape, workload: Workload, cluster: Cluster, inferred: str | None) -> list[str]:
     """What is planned: model (with what was inferred), workload, machine."""
-    return [_model(model, inferred), _workload(workload, cluster), _machine(cluster)]
+    return [_model(model, inferred), workload_line(workload, cluster), _machine(cluster)]
 
 
 def filled_lines(config: DsConfig) -> list[str]:
@@ -38,7 +38,8 @@ def _model(model: ModelShape, inferred: str | None) -> str:
     )
 
 
-def _workload(workload: Workload, cluster: Cluster) -> str:
+def workload_line(workload: Workload, cluster: Cluster) -> str:
+    """Precision, optimizer, sequence and batch, in one sentence."""
     steps = workload.gradient_accumulation_steps
     samples = workload.micro_batch_size * cluster.world_size * steps
     return (

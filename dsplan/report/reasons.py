@@ -72,7 +72,7 @@ def reasons_table(found: Sequence[Reason]) -> Table:
     table.add_column("value", overflow="fold")
     for heading in ("GPU peak", "CPU a node"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("why (source)")
+    table.add_column("why (source)", overflow="fold")
     for reason in found:
         value = f"{reason.key} = {_show(reason.value)}"
         costs = (_cost(reason.device_bytes), _cost(reason.host_bytes))

@@ -10,31 +10,45 @@ from dsplan import __version__
 from dsplan.report.console import print_table
 from dsplan.report.header import header_lines
 from dsplan.report.scatter import Dot, scatter
-from dsplan.search.result import Candidate, SearchResult
+from dsplan.search.result import Candidate, SearchResult, WhatIf
 from dsplan.units import GIB, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from dsplan.workload import Workload
+
 SCHEMA_VERSION = 1
 #: Columns of a terminal from which on the part that takes longest is shown too.
 WIDE = 110
 
 
-def print_search(console: Console, result: SearchResult, inferred: str | None = None) -> None:
-    """The winner, the runners-up, the front, why not the others, and what another machine would allow."""
-    if result.winner is not None:
-        for line in header_lines(result.model, result.winner.plan.workload, result.winner.cluster, inferred):
+def print_search(
+    console: Console, result: SearchResult, inferred: str | None = None, *, asked: Workload | None = None
+) -> None:
+    """The winner, the runners-up, the front, why not the others, and what another machine would allow.
+
+    ``asked`` is the workload that the options say, for the lines above when nothing fits.
+    """
+    winner = result.winner
+    workload, cluster = (asked, result.cluster) if winner is None else (winner.plan.workload, winner.cluster)
+    if workload is not None:
+        for line in header_lines(result.model, workload, cluster, inferred):
             console.print(line)
         console.print()
-        print_table(console, _table([result.winner, *result.runners_up], marked=True, wide=console.width >= WIDE))
+    if winner is not None:
+        print_table(console, _table([winner, *result.runners_up], marked=True, wide=console.width >= WIDE))
         console.print()
+        console.print(
+            "GPU: what the driver shows at least at the peak. left: the rest, of which the allocator's fragmentation "
+            "takes a part."
+        )
         console.print(_conclusion(result), style="bold")
-        for line in _settings(result.winner):
+        for line in _settings(winner):
             console.print(line)
     else:
-        console.print("nothing fits; use more or larger devices, a shorter sequence or another model", style="bold")
+        console.print("Nothing fits; use more or larger devices, a shorter sequence or another model", style="bold")
     if len(result.front) > 1:
         console.print("\nMemory against speed: nothing else is both smaller and faster.\n")
         print_table(console, _table(result.front, marked=False, wide=console.width >= WIDE))
@@ -43,9 +57,15 @@ def print_search(console: Console, result: SearchResult, inferred: str | None = 
     for one in result.rejected:
         terms = ", ".join(f"{name} {format_bytes(size)}" for name, size in one.terms)
         console.print(f"  {one.strategy}: {one.why}" + (f" ({terms})" if terms else ""))
-    if result.what_if:
+    _print_what_if(console, result.what_if)
+    origin = "measured" if result.measured else "from data sheets; dsplan verify --calibrate measures this machine"
+    console.print(f"\n{result.num_candidates:,} candidates; times by the profile {result.profile}, {origin}.")
+
+
+def _print_what_if(console: Console, others: Sequence[WhatIf]) -> None:
+    if others:
         console.print("\nWhat if:")
-    for other in result.what_if:
+    for other in others:
         if other.best is None:
             console.print(f"  {other.change}: nothing fits either")
         elif other.gain is None:
@@ -55,8 +75,6 @@ def print_search(console: Console, result: SearchResult, inferred: str | None = 
             console.print(
                 f"  {other.change}: {other.best.plan.name} with micro batch {size}, {100 * other.gain:+.1f} % tokens/s"
             )
-    origin = "measured" if result.measured else "from data sheets; dsplan verify --calibrate measures this machine"
-    console.print(f"\n{result.num_candidates:,} candidates; times by the profile {result.profile}, {origin}.")
 
 
 def _table(candidates: Sequence[Candidate], *, marked: bool, wide: bool) -> Table:

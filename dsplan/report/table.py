@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dsplan.estimate import BY_DRY_RUN, DOES_NOT_FIT, FITS, TIGHT, DeviceEstimate, Estimate, PlanEstimate
 from dsplan.ledger import DEVICE
+from dsplan.overhead import PROCESS_HOST_BYTES
 from dsplan.report.console import print_table
 from dsplan.report.header import filled_lines, header_lines
 from dsplan.units import GIB, format_bytes
@@ -46,7 +47,10 @@ def print_estimate(
 
 def _legend(estimate: Estimate) -> str:
     """What the columns are."""
-    said = ["Sizes in GiB. GPU peak: allocated on the worst rank; 1st: in the first step only. CPU: per node."]
+    said = [
+        "Sizes in GiB. GPU peak: allocated on the worst rank; 1st: in the first step only. CPU: per node; the process "
+        f"of each rank takes {_gib(PROCESS_HOST_BYTES, 1)} more."
+    ]
     if estimate.cluster.accelerator is None or len(estimate.plans) == 1:
         return said[0]
     if _laddered(estimate):
@@ -215,7 +219,10 @@ def _conclusion(estimate: Estimate) -> str:
         return _verdict(estimate.plans[0])
     if estimate.recommended is None:
         return f"No recommendation: {estimate.recommendation_reason}"
-    return f"* Recommended: {estimate.recommended}: {estimate.recommendation_reason}"
+    zero = next(row.plan.zero for row in estimate.plans if row.plan.name == estimate.recommended)
+    swaps = any(each.device == "nvme" and not each.nvme_path for each in (zero.offload_optimizer, zero.offload_param))
+    drive = "; it needs an NVMe drive on each node (--nvme-path)" if swaps else ""
+    return f"* Recommended: {estimate.recommended}: {estimate.recommendation_reason}{drive}"
 
 
 def _verdict(row: PlanEstimate) -> str:

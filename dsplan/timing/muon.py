@@ -10,6 +10,7 @@ Source: DeepSpeed 0.19.8 runtime/zero/muon/original_muon.py (muon_update, zeropo
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 
 from dsplan.engine.muon_groups import uses_muon
 from dsplan.model import ModelShape
@@ -26,6 +27,7 @@ _LINES = {"isfinite": 1, "add": 4, "scale": 1, "norm": 1, "cast": 2}
 TENSORS = 5
 
 
+@lru_cache(maxsize=64)
 def muon_elements(model: ModelShape) -> int:
     """Elements of the trained matrices that Muon updates."""
     return sum(one.numel for one in model.parameters if one.trained and uses_muon(one))
@@ -37,13 +39,19 @@ def orthogonalisation(profile: Profile, model: ModelShape, plan: Plan, ranks: in
     At stage 0 that is all of them; else a share, of whole matrices: one that lies on two ranks is made by both, and at
     stage 3 they are dealt out in rounds of N.
     """
-    shapes = Counter(one.shape for one in model.parameters if one.trained and uses_muon(one))
-    count = sum(shapes.values())
+    shapes = _shapes(model)
+    count = sum(times for _, times in shapes)
     if not count:
         return 0.0
-    everything = sum(times * _of_one(profile, plan.workload.precision, shape) for shape, times in shapes.items())
+    everything = sum(times * _of_one(profile, plan.workload.precision, shape) for shape, times in shapes)
     share = 1.0 if plan.zero.stage == 0 else -(-count // ranks) / count
     return share * everything
+
+
+@lru_cache(maxsize=64)
+def _shapes(model: ModelShape) -> tuple[tuple[tuple[int, ...], int], ...]:
+    """Shapes of the trained matrices that Muon updates, and how many of each there are."""
+    return tuple(Counter(one.shape for one in model.parameters if one.trained and uses_muon(one)).items())
 
 
 def _of_one(profile: Profile, dtype: str, shape: tuple[int, ...]) -> float:

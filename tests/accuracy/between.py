@@ -59,7 +59,7 @@ def host_ranges() -> Iterator[Range]:
             least=host.bytes_per_node,
             lowest=resident,
             highest=resident,
-            most=None if host.unbounded else host.bound_bytes_per_node,
+            most=host.bound_bytes_per_node,
         )
 
 

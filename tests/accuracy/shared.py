@@ -1,4 +1,4 @@
-"""Records of more ranks than there were cards: four and eight on two (``verify --share-devices``)."""
+"""Records of more ranks than cards: four and eight on two, and eight on four (``verify --share-devices``)."""
 
 from __future__ import annotations
 

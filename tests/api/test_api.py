@@ -110,3 +110,9 @@ def test_the_largest_micro_batch_is_the_estimates() -> None:
 def test_the_page_of_models_lists_the_catalogue() -> None:
     page = (DOCS / "models.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in decoder_names())
+
+
+def test_a_model_by_its_name_on_the_hub() -> None:
+    assert api.model("Qwen/Qwen2.5-7B") == api.model("qwen2.5-7b")
+    with pytest.raises(InputError, match=r"model: .* the Hub is not asked; did you mean llama-3\.1-8b"):
+        api.model("meta-llama/Llama-3.1-8B-Instruct")

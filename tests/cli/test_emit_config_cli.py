@@ -207,3 +207,17 @@ def test_a_deepspeed_that_does_not_start_is_a_warning(run: Run, folder: Path, mo
     assert done.code == 0
     assert done.err.startswith("dsplan: warning: DeepSpeed's parser crashed")
     assert (folder / "ds_config.json").exists()
+
+
+def test_a_drive_that_nobody_named_is_a_placeholder(run: Run, folder: Path) -> None:
+    said = "/local_nvme is a placeholder: name the folder of each node's NVMe drive with --nvme-path."
+    done = run(*H200, "--strategy", "zero3-nvme", "--json")
+    assert said in json.loads(done.out)["notes"]
+    done = run(*H200, "--strategy", "zero3-nvme", "--stdout")
+    assert (done.code, done.err) == (0, f"dsplan: warning: {said}\n")
+    assert json.loads(done.out)["zero_optimization"]["offload_param"]["nvme_path"] == "/local_nvme"
+    for named in (
+        run(*H200, "--strategy", "zero3-nvme", "--nvme-path", "/mnt", "--stdout"),
+        run(*H200, "--strategy", "zero3", "--stdout"),
+    ):
+        assert named.err == ""

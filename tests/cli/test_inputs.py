@@ -157,6 +157,11 @@ def test_device_memory_replaces_the_catalogues_figure() -> None:
         ({"gpus": 0}, ["--gpus: 0"]),
         ({"nodes": -1}, ["--nodes: -1"]),
         ({"host_memory": "lots"}, ["--host-memory: 'lots'", "1TB"]),
+        (
+            {"host_memory": "512"},
+            ["--host-memory: 512 bytes is not allowed", "256 MiB; for gigabytes write 512GB"],
+        ),
+        ({"host_memory": "5kB"}, ["--host-memory: 5000 bytes is not allowed; at least 256 MiB"]),
         ({"gpu": "t4", "device_memory": "many"}, ["--device-memory: 'many'"]),
         ({"gpu": "t4", "device_memory": "1MiB"}, ["--device-memory", "256 MiB"]),
     ],
@@ -218,6 +223,31 @@ def test_a_wrong_workload(workload: dict[str, Any], said: list[str]) -> None:
         inputs(**workload)
     for words in said:
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "workload", "said"),
+    [
+        ("zero3", {"activation_checkpointing": "torch"}, "--activation-checkpointing torch, whose plan is zero3-ckpt"),
+        ("zero3-ckpt", {"activation_checkpointing": "none"}, "--activation-checkpointing none; allowed: zero0, zero1"),
+        ("zero3-offload", {"optimizer": "sgd"}, "--optimizer sgd, which has no such plan; allowed: zero0, zero1"),
+        ("zero3-nvme-ckpt", {"optimizer": "muon"}, "--optimizer muon, which has no such plan"),
+        ("zero-3", {}, "unknown value 'zero-3'; did you mean zero3"),
+    ],
+)
+def test_a_plan_that_another_option_excludes(
+    name: str, workload: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the real strategies
+    with pytest.raises(InputError) as caught:
+        read_inputs(GPT2, WorkloadOptions(**workload), MachineOptions(gpu="t4"), plan=name)
+    assert said in str(caught.value)
+
+
+def test_ddp_of_a_decoder_has_no_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="--plan ddp: DDP is planned for minGPTs only, and opt-125m is none"):
+        read_inputs(ModelOptions(model="opt-125m"), WorkloadOptions(), MachineOptions(gpu="t4"), plan="ddp")
 
 
 # A DeepSpeed configuration.

@@ -43,6 +43,11 @@ def test_help_cuts_no_name_of_an_option_at_80_columns(command: str, run: Run) ->
     assert max(map(len, found.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_has_a_short_name(command: tuple[str, ...], run: Run) -> None:
+    assert run(*command, "-h") == run(*command, "--help")
+
+
 def test_a_wrong_option_sends_to_the_help_of_its_command(run: Run) -> None:
     assert run("estimate", "--modle", "gpt2").error().endswith("see dsplan estimate --help\n")
     assert run("estimat").error().endswith("see dsplan --help\n")
@@ -53,6 +58,14 @@ def test_check_prints_json_as_the_other_commands_do(run: Run, tmp_path: Path) ->
     path.write_text('{"train_batch_size": 8}')
     assert run("check", str(path), "--json").out == run("check", str(path), "--format", "json").out
     assert "--json and --format github contradict" in run("check", str(path), "--json", "--format", "github").error()
+
+
+def test_a_check_says_what_an_option_needs(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "ds_config.json"
+    path.write_text('{"train_batch_size": 8}')
+    for option in (("--gpu", "t4"), ("--device-memory", "8GiB"), ("--seq-len", "64")):
+        assert "what fits depends on the model; name one with --model" in run("check", str(path), *option).error()
+    assert "standard input is /dev/stdin" in run("check", "-").error()
 
 
 def test_a_check_of_files_without_a_configuration_says_so(run: Run, tmp_path: Path) -> None:

@@ -82,6 +82,31 @@ def test_the_winner_is_written_and_read_back_as_it_was_found(
     assert not (tmp_path / "no.json").exists()
 
 
+def test_when_nothing_fits_it_says_for_what_and_what_a_drive_would_change(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = ("--model", "gpt2", "--gpu", "rtx-4090", "--host-memory", "1GiB", "--seq-len", "64")
+    assert main(["recommend", *machine, "--micro-batch-size", "1"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("Model: gpt2: 163,037,184 parameters")
+    assert "Nothing fits" in text
+    assert "zero3-nvme: it needs an NVMe drive on each node; name its folder with --nvme-path" in text
+    assert main(["recommend", *machine, "--micro-batch-size", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert mistakes("search", document) == []
+    assert {"zero3-nvme", "zero3-nvme-ckpt"} <= {one["strategy"] for one in document["rejected"]}
+    assert main(["recommend", *machine, "--micro-batch-size", "1", "--nvme-path", "/mnt/nvme", "--json"]) == 0
+    assert not [one for one in json.loads(capsys.readouterr().out)["rejected"] if "--nvme-path" in one["why"]]
+
+
+def test_fit_asks_of_a_decoder_what_can_grow(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", "opt-125m", "--seq-len", "64", *MACHINE, "--activation-checkpointing", "none")
+    assert main(["fit", *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["what"] == "micro-batch"
+    assert main(["fit", *options, "--what", "sequence"]) == 2
+    assert "dsplan estimate --ladder finds the longest sequence of opt-125m" in capsys.readouterr().err
+    assert main(["fit", *options, "--what", "model"]) == 2
+    assert "fixed by its configuration" in capsys.readouterr().err
+
+
 def test_without_a_profile_data_sheets_are_used_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "--model", "gpt2", *MACHINE, "--micro-batch-size", "1"]) == 0
     assert "times by the profile nominal t4, from data sheets" in " ".join(capsys.readouterr().out.split())
@@ -93,10 +118,14 @@ def test_without_a_profile_data_sheets_are_used_and_said(capsys: pytest.CaptureF
         (("recommend", "--objective", "fast"), "objective: unknown value 'fast'"),
         (("recommend", "--global-batch-size", "7"), "7 samples do not divide among 2 ranks; nearest: 6 or 8"),
         (("recommend", "--headroom", "much"), "--headroom: 'much' is not a size"),
+        (("recommend", "--headroom", "2"), "--headroom: 2 bytes is not allowed; at least 1 MiB, such as 2GiB"),
+        (("recommend", "--global-batch-size", "0"), "--global-batch-size: 0 is not allowed"),
+        (("recommend", "--plot", "a.svg", "-o", "a.svg"), "--output a.svg and --plot a.svg name one file"),
         (("recommend", "--profile", "missing.json"), "missing.json: cannot be read"),
         (("fit", "--what", "width"), "--what: unknown value 'width'"),
-        (("sweep", "--gpu-counts", "2,x"), "--gpu-counts: 'x' is not allowed"),
-        (("sweep", "--gpu-types", "a101"), "unknown name 'a101'"),
+        (("sweep", "--gpu-counts", "2,x"), "--gpus 2 and --gpu-counts 2,x contradict each other"),
+        (("sweep", "--gpu-types", "a101"), "--gpu t4 and --gpu-types a101 contradict each other"),
+        (("sweep", "--micro-batch-sizes", "1,1000000"), "--micro-batch-sizes: 1000000 is not allowed; at most 65,536"),
         (("sweep", "-o", "sweep.txt"), "suffix '.txt'"),
         (("sweep", "--seq-lens", "4096", "--no-times"), "4096 tokens are more than the model's 1024 positions"),
     ],
@@ -106,6 +135,22 @@ def test_bad_input_is_one_line(
 ) -> None:
     profile = () if "--profile" in arguments or arguments[0] == "fit" else ("--profile", made_up)
     assert main([arguments[0], "--model", "gpt2", *MACHINE, *arguments[1:], *profile]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gpu-types", "a101"), "--gpu-types: unknown name 'a101'"),
+        (("--gpu-types", " , "), "--gpu-types: no device was named"),
+        (("--gpu-types", "t4", "--gpu-counts", "2,x"), "--gpu-counts: 'x' is not allowed"),
+        (("--gpu-types", "t4", "--gpu-counts", "100001"), "--gpu-counts: 100001 is not allowed; at most 100,000"),
+    ],
+)
+def test_wrong_lists_of_a_sweep(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--model", "gpt2", "--precision", "fp16", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1

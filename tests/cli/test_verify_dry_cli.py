@@ -365,3 +365,22 @@ def test_what_only_a_dry_run_covers_stands_alone(tmp_path: Path, stand_in: Any, 
 def test_a_dry_run_needs_no_drive(stand_in: Any) -> None:
     spec = told([*TINY, "--gpus", "2", "--gpu", "h200", "--strategy", "zero3-nvme"], stand_in)
     assert spec["ds_config"]["zero_optimization"]["offload_param"]["device"] == "nvme"
+
+
+@pytest.mark.parametrize(
+    "twice", [("--events", "x.svg", "--events", "x.svg"), ("--events", "x.jsonl", "-o", "x.jsonl")]
+)
+def test_no_file_is_written_twice(
+    twice: tuple[str, ...],
+    stand_in: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Asked before the run, which takes its time."""
+    monkeypatch.chdir(tmp_path)
+    seen = stand_in()
+    assert main(["verify", *GPT2, *twice]) == 2
+    assert f"--events: {twice[1]} is named twice" in capsys.readouterr().err
+    assert not seen
+    assert not list(tmp_path.iterdir())

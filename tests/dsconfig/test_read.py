@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dsplan.dsconfig.document import load_document
 from dsplan.dsconfig.read import DsConfig, read_ds_config
 from dsplan.dsconfig.removed import REMOVED_KEYS
 from dsplan.errors import InputError
@@ -95,7 +96,8 @@ def test_hjson_is_read_too(read: Any) -> None:
     ("text", "message"),
     [
         ('{"a": 1,\n "b": ]}', r"mine\.json: line 2, column 7: not JSON: Expecting value"),
-        ("[1]", "must hold an object"),
+        ("[1]", r"must hold an object {...}, not a list"),
+        ("null", r"must hold an object {...}, not null"),
         ('{"train_batch_size": 1, "train_batch_size": 2}', "'train_batch_size' is given twice"),
         ('{"gradient_clipping": NaN}', "NaN is not a number"),
         ("\n", r"mine\.json: is empty"),
@@ -104,6 +106,23 @@ def test_hjson_is_read_too(read: Any) -> None:
 def test_not_a_document(read: Any, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(text)
+
+
+@pytest.mark.parametrize("consumer", ["hf", "accelerate", "lightning"])
+def test_frameworks_read_json_and_no_comments(tmp_path: Path, consumer: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{\n  // a comment\n  "train_micro_batch_size_per_gpu": 2\n}')
+    assert load_document(path) == {"train_micro_batch_size_per_gpu": 2}
+    with pytest.raises(InputError, match=r"mine\.json: line 2, column 3: not JSON: .*DeepSpeed itself would read this"):
+        load_document(path, consumer)
+    path.write_text('{"train_micro_batch_size_per_gpu": 2}')
+    assert load_document(path, consumer) == {"train_micro_batch_size_per_gpu": 2}
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no /dev/zero")
+def test_a_file_without_an_end_is_refused() -> None:
+    with pytest.raises(InputError, match="/dev/zero: is too large for a configuration"):
+        load_document(Path("/dev/zero"))
 
 
 def test_missing_and_binary_files(tmp_path: Path) -> None:
@@ -244,6 +263,10 @@ def test_old_names(read: Any) -> None:
         (
             {**SMALLEST, "gradient_clipping": -1},
             "gradient_clipping: -1 is not allowed; it must be a number of at least 0",
+        ),
+        (
+            {**SMALLEST, "optimizer": {"type": "OneBitAdam"}},
+            "DeepSpeed has no 'OneBitAdam' any more since 0.19.7; modelled",
         ),
         ({**SMALLEST, "optimizer": {"type": "AdmaW"}}, "DeepSpeed has no 'AdmaW'; did you mean AdamW"),
         ({**SMALLEST, "optimizer": {"type": "sgd"}}, "must be spelled SGD"),

@@ -38,6 +38,14 @@ def test_every_term_with_size_share_formula_and_source(width: int) -> None:
     assert "not in any term" not in text
 
 
+def test_no_source_is_cut_where_there_is_little_room() -> None:
+    row = zero2()
+    source = "aten/src/ATen/cuda/CublasHandlePool.cpp:getChosenWorkspaceSize"
+    text = printed(replace(row, terms=(replace(row.terms[0], source=source), *row.terms[1:])), width=50)
+    assert "…" not in text
+    assert source in "".join(text.split())
+
+
 def test_a_sum_that_is_not_the_peak_is_said() -> None:
     row = zero2()
     assert "not in any term" in printed(replace(row, terms=row.terms[1:]))

@@ -11,6 +11,7 @@ from rich.console import Console
 from dsplan.estimate import Estimate
 from dsplan.report.table import print_estimate, verdict_lines
 from dsplan.units import format_bytes
+from dsplan.zero import OffloadOptimizer
 from tests.report import estimates
 
 
@@ -96,10 +97,22 @@ def test_what_the_columns_are_is_said() -> None:
     assert "max batch: about, by a bound" in printed(estimate, width=200)
     rows = tuple(replace(row, max_sequence_length=123456) for row in estimate.plans)
     laddered = printed(replace(estimate, plans=rows))
-    assert "max seq" in laddered
+    assert "max seq" in " ".join(laddered.split())
     [line] = [line for line in laddered.splitlines() if line.startswith("* zero1 ")]
     assert line.split()[-1] == "123456"
-    assert "max seq" not in printed(estimate)
+    assert "max seq" not in " ".join(printed(estimate).split())
+
+
+def test_a_recommendation_that_needs_a_drive_says_so() -> None:
+    estimate = estimates.hand_made()
+    first = next(row for row in estimate.plans if row.plan.name == estimate.recommended)
+    assert "--nvme-path" not in printed(estimate)
+    for folder in (None, "/mnt/nvme"):
+        offload = OffloadOptimizer(device="nvme", nvme_path=folder)
+        zero = replace(estimates.ZEROS["zero3"], offload_optimizer=offload)
+        swapping = replace(first, plan=replace(first.plan, zero=zero))
+        rows = tuple(swapping if row is first else row for row in estimate.plans)
+        assert ("--nvme-path" in printed(replace(estimate, plans=rows))) == (folder is None)
 
 
 def test_one_plan_says_what_its_node_needs() -> None:

@@ -8,6 +8,7 @@ from dsplan.check.configuration import ZERO, Configuration
 from dsplan.check.finding import ERROR, NOTE, WARNING, Edit, Finding, Rule
 from dsplan.check.tree import find
 from dsplan.dsconfig.consumers import DEEPSPEED, LIGHTNING
+from dsplan.dsconfig.optimizer_section import REMOVED, REMOVED_SINCE
 from dsplan.errors import nearest
 
 UNKNOWN = Rule(
@@ -39,9 +40,6 @@ _TORCH = (
     *("ASGD", "Adadelta", "Adafactor", "Adamax", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
     "SparseAdam",
 )
-#: Gone with ``runtime/fp16/onebit``; 0.19.6 was the last release that had them.
-_REMOVED = ("onebitadam", "onebitlamb", "zerooneadam")
-_REMOVED_SINCE = "0.19.7"
 #: Classes that DeepSpeed makes for a name (``_configure_basic_optimizer``), and that are no names themselves.
 _CLASSES = {
     "fusedadam": "Adam",
@@ -90,8 +88,8 @@ def known_type(config: Configuration) -> Iterator[Finding]:
     name = given.lower()
     if name in (known.lower() for known in _DEEPSPEED) or given in _TORCH:
         return
-    if name in _REMOVED:
-        message = f"DeepSpeed has no {given} any more since {_REMOVED_SINCE}"
+    if name in REMOVED:
+        message = f"DeepSpeed has no {given} any more since {REMOVED_SINCE}"
         yield config.finding(UNKNOWN, path, message, '"AdamW" or "Lamb"', on_value=True)
         return
     exact = next((known for known in _TORCH if known.lower() == name), None)

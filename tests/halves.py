@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import cache
-
-import pytest
-from _pytest.mark.structures import ParameterSet
 
 from tests.gpu.cases import SETS
 
@@ -38,16 +34,3 @@ def half_of(name: str) -> str:
 def half_of_set(title: str) -> str:
     """The half that a whole set belongs to."""
     return SEEN if title in SEEN_SETS else UNSEEN
-
-
-#: Records of which a phase is further off than was asked for, and why as far as it is known: of the formulas and the
-#: dry run alike. Tests expect them to be; one that no longer is goes from here.
-OUTSIDE: Mapping[str, str] = {}
-
-
-def expecting(names: Iterable[str], outside: Mapping[str, str] = OUTSIDE) -> list[ParameterSet]:
-    """``names`` as parameters of a test, of which those that are ``outside`` must fail."""
-    return [
-        pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=outside[name])] if name in outside else [])
-        for name in names
-    ]

@@ -6,23 +6,16 @@ what they held (c10/cuda/CUDACachingAllocator.cpp, ``synchronize_and_free_events
 
 from __future__ import annotations
 
-from dsplan.allocator import AllocatorSettings, Block, CachingAllocator, SegmentState
+from dsplan.allocator import AllocatorSettings, Block, CachingAllocator
 from dsplan.verdict.operations import EMPTY_CACHE, RELEASE, Trace
-from dsplan.verdict.pressure import DEFAULT
+from dsplan.verdict.pressure import DEFAULT, ends_until_repeated
 
 
 def late_reserved_bytes(trace: Trace, settings: AllocatorSettings = DEFAULT) -> int:
     """What the allocator reserves at most, with as much of the device as it asks for."""
     replay = LateReplay(trace, settings)
-    ends = [*trace.steps, len(trace.operations)]
-    before: list[SegmentState] = []
-    for step, end in enumerate(ends, start=-1):  # -1 is the initialisation
+    for end in ends_until_repeated(trace, replay.allocator):
         replay.run_to(end)
-        if step >= trace.repeats_from and end < ends[-1]:
-            now = replay.allocator.snapshot()
-            if now == before:  # the next step finds what this one found, and asks for the same
-                break
-            before = now
     return replay.allocator.peak_reserved_bytes
 
 

@@ -7,6 +7,7 @@ Which these are, only the replay knows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsplan.allocator import AllocatorSettings, Block, CachingAllocator, OutOfDeviceMemory, SegmentState
@@ -56,10 +57,8 @@ def replay(
     if rising and not settings.expandable_segments:
         allocator.set_placement(RisingPlacement())
     blocks: list[Block | None] = [None] * len(trace.operations)
-    before: list[SegmentState] = []
-    ends = [*trace.steps, len(trace.operations)]
     begin = 0
-    for step, end in enumerate(ends, start=-1):  # -1 is the initialisation
+    for end in ends_until_repeated(trace, allocator):
         died = _operate(allocator, trace.operations, blocks, begin, end)
         if died is not None:
             number, full = died
@@ -71,17 +70,28 @@ def replay(
                 num_retries=allocator.num_alloc_retries,
             )
         begin = end
-        if step >= trace.repeats_from and end < ends[-1]:
-            now = allocator.snapshot()
-            if now == before:  # the next step finds what this one found, and asks for the same
-                break
-            before = now
     return Outcome(
         died_at=None,
         allocated_bytes=allocator.peak_allocated_bytes,
         reserved_bytes=allocator.peak_reserved_bytes,
         num_retries=allocator.num_alloc_retries,
     )
+
+
+def ends_until_repeated(trace: Trace, allocator: CachingAllocator) -> Iterator[int]:
+    """Where initialisation and steps end, until the next step asks for the same of what it finds as the one before it.
+
+    ``allocator`` has come as far as the end that was given last.
+    """
+    before: list[SegmentState] = []
+    ends = [*trace.steps, len(trace.operations)]
+    for step, end in enumerate(ends, start=-1):  # -1 is the initialisation
+        yield end
+        if step >= trace.repeats_from and end < ends[-1]:
+            now = allocator.snapshot()
+            if now == before:
+                return
+            before = now
 
 
 def _operate(

@@ -93,7 +93,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--marks", action="store_true", help="mark where phases begin, and say what pins host memory")
     arguments = parser.parse_args()
-    case = next(case for cases in (*SETS.values(), HF) for case in cases if case.name == arguments.name)
+    cases = {case.name: case for cases in (*SETS.values(), HF) for case in cases}
+    if arguments.name not in cases:
+        parser.error(f"no case is named {arguments.name}")
+    case = cases[arguments.name]
     rank = int(os.environ.setdefault("RANK", "0"))
     os.environ.setdefault("MASTER_PORT", str(free_port()))
     os.environ.update(LOCAL_RANK=str(rank), WORLD_SIZE=str(case.gpus), MASTER_ADDR="127.0.0.1", DS_ACCELERATOR="cuda")

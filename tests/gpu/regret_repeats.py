@@ -237,7 +237,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     listed = TINY_GROUPS if arguments.tiny else GROUPS
-    chosen = [int(number) for number in arguments.groups.split(",")] if arguments.groups else range(len(listed))
+    numbers = {str(number): number for number in range(len(listed))}
+    asked_for = arguments.groups.split(",") if arguments.groups else list(numbers)
+    if unknown := [one for one in asked_for if one not in numbers]:
+        parser.error(f"--groups: no group is {', '.join(unknown)}; there are {', '.join(numbers)}")
+    chosen = [numbers[one] for one in asked_for]
     rows: list[dict[str, Any]] = []
     for group in chosen:
         begun = time.monotonic()

@@ -14,9 +14,9 @@ from typing import Any
 from dsplan.measurement import STEP_PHASES, HostRecord, Measurement, PhaseRecord, RankRecord, StepRecord
 
 DRY_RUNS = Path(__file__).parent / "data" / "dry_run.json"
+SHARED_DRY_RUNS = Path(__file__).parent / "data" / "shared_dry_run.json"  # of more ranks than cards
 _ABOUT = (
-    "Dry runs of the records in tests/data/measured, one rank of each. Written by python -m tests.dry_accuracy; "
-    "then run python -m tests.accuracy."
+    "Dry runs of records, one rank of each. Written by python -m tests.dry_accuracy; then run python -m tests.accuracy."
 )
 _COLUMNS = tuple(field.name for field in fields(PhaseRecord))
 _INIT = "init"

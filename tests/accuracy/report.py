@@ -68,10 +68,13 @@ def report() -> str:
         [*between.table(), ""],
         ["### More ranks than cards", ""],
         paragraph(
-            """Four and eight ranks on two H200, and eight on four (`verify --share-devices`); that a rank allocates
-            there what it does on a card of its own is tested to the byte (`tests/runner/test_sharing.py`). MiB. The
-            host memory of runs without offload is what the process was measured to take beside a device of its own,
-            and too much here."""
+            """Four and eight ranks on two H200, and eight on four (`verify --share-devices`), the models of the
+            published benchmark among them: 453M, 1.7B, 10B, its "20B" of 21 layers (16.9B) and the one of 25. That a
+            rank allocates there what it does on a card of its own is tested to the byte
+            (`tests/runner/test_sharing.py`). MiB; formulas and dry runs (`python -m tests.dry_accuracy --shared`)
+            against allocated memory, over all steps and in the phase that is farthest off. Reserved: these ranks talk
+            over sockets, which is late communication ([verdict.md](verdict.md)). The host memory of runs without
+            offload is what the process was measured to take beside a device of its own, and too much here."""
         ),
         [*shared.table(), ""],
         ["### Every record", ""],

@@ -88,7 +88,10 @@ SHARED_8_ON_4 = [
     Case(name="1.7B-z3-offload-n8-on4", model="1.7B", stage=3, zero=CPU, **_FOUR_CARDS),
     Case(name="1.7B-z3-offload-ckpt-n8-on4", model="1.7B", stage=3, zero=CPU, checkpointing="deepspeed", **_FOUR_CARDS),
     Case(name="10B-z3-n8-on4", model="10B", stage=3, **_FOUR_CARDS),
+    Case(name="453M-z2-n8-on4", model="453M", stage=2, **_FOUR_CARDS),
     Case(name="1.7B-z0-n8-on4", model="1.7B", stage=0, **_FOUR_CARDS),
+    Case(name="1.7B-z2-n8-on4", model="1.7B", stage=2, **_FOUR_CARDS),
+    Case(name="1.7B-z3-n8-on4", model="1.7B", stage=3, **_FOUR_CARDS),
     Case(name="16.9B-z3-n8-on4", model="20B", shape={"num_layers": 21}, stage=3, **_FOUR_CARDS),
     Case(name="20B-z3-offload-n8-on4", model="20B", stage=3, zero=CPU, **_FOUR_CARDS),
 ]

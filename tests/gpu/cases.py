@@ -22,7 +22,7 @@ class Case:
     """One run; ``tune`` takes dsplan's bucket sizes, otherwise DeepSpeed's defaults stand.
 
     ``devices``: on how many cards the ranks are, several on each; None: on one each. ``late_release``: what collectives
-    hold goes at their wait only.
+    hold goes at their wait only. ``ddp``: torch's DDP in place of DeepSpeed.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Case:
     steps: int = 4
     devices: int | None = None
     late_release: bool = False
+    ddp: bool = False
 
     @property
     def cards(self) -> int:
@@ -51,7 +52,7 @@ class Case:
         return replace(preset(self.model), **self.shape)
 
     def plan(self) -> Plan:
-        zero = ZeroConfig(stage=self.stage, **self.zero)
+        zero = ZeroConfig(stage=0 if self.ddp else self.stage, **self.zero)
         return Plan(
             name=self.name,
             zero=tuned(zero, self.model_shape()) if self.tune else zero,
@@ -64,6 +65,7 @@ class Case:
                 activation_checkpointing=self.checkpointing,
             ),
             torch_adam=self.torch_adam,
+            ddp=self.ddp,
         )
 
 
@@ -220,6 +222,7 @@ THIRD = [
 
 SHAPE_2_7B = {"num_layers": 32, "hidden_size": 2560, "num_attention_heads": 32, "attention": "sdpa", "dropout": 0.0}
 SHAPE_6_7B = {"num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "attention": "sdpa", "dropout": 0.0}
+SHAPE_13B = {"num_layers": 40, "hidden_size": 5120, "num_attention_heads": 40, "attention": "sdpa", "dropout": 0.0}
 HEADS_OF_100 = {"num_layers": 7, "hidden_size": 700, "num_attention_heads": 7}
 WIDTH_1000 = {"num_layers": 9, "hidden_size": 1000, "num_attention_heads": 10, "tie_word_embeddings": True}
 
@@ -477,6 +480,17 @@ EIGHTH = [
     Case(name="gpt2-z3-muon-offload-n2", gpus=2, stage=3, shape=SDPA, **_MUON_OFFLOAD),
 ]
 
+_LONG: dict[str, Any] = {"gpus": 4, "micro_batch_size": 2, "tune": True, "steps": 3}
+_LARGE: dict[str, Any] = {**_LONG, "micro_batch_size": 1, **BENCH}
+
+#: As large as four cards and their host hold; predicted before they were run.
+NINTH = [
+    Case(name="16.9B-z3-n4", model="20B", stage=3, shape={"num_layers": 21}, **_LARGE),
+    Case(name="13B-z3-ckpt-n4", model="gpt2", shape=SHAPE_13B, stage=3, checkpointing="torch", **_LONG),
+    Case(name="6.7B-z2-fp16-n4", model="gpt2", shape={**SHAPE_6_7B, "dropout": 0.1}, precision="fp16", **_LONG),
+    Case(name="20B-z3-offload-n4", model="20B", stage=3, zero=CPU, **_LARGE),
+]
+
 SETS = {
     "first": FIRST,
     "second": SECOND,
@@ -486,6 +500,7 @@ SETS = {
     "sixth": SIXTH,
     "seventh": SEVENTH,
     "eighth": EIGHTH,
+    "ninth": NINTH,
 }
 
 #: Recorded once more under their own names, since ``verify`` fixes malloc's threshold: stages 1 and 2 with offload.

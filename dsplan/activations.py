@@ -8,6 +8,7 @@ Legend: e bytes of an element, b micro batch, s sequence, h width, a heads, V vo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -35,7 +36,7 @@ BLOCK = "block"
 ROOT = "model"  # the whole of it, which DeepSpeed enters first and, from its output, first in the backward pass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Program:
     """The events of one piece, forward and backward."""
 
@@ -43,7 +44,7 @@ class Program:
     backward: tuple[Event, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Programs:
     """The three pieces of a decoder."""
 
@@ -53,21 +54,22 @@ class Programs:
 
 
 @lru_cache(maxsize=256)
-def programs(model: ModelShape, workload: Workload, kernels: Kernels) -> Programs:
+def programs(model: ModelShape, workload: Workload, kernels: Kernels, *, modules: bool = True) -> Programs:
     """Record the three pieces for one micro batch.
+
+    Args:
+        modules: with marks where submodules are entered and left.
 
     Raises:
         InputError: a decoder that the formulas do not cover; the message offers the dry run.
     """
+    pieces: Sequence[_Piece | decoders.Piece]
     if model.decoder is not None:
         require_formulas(model, workload)
         pieces = decoders.pieces_of(model.decoder, model.attention, workload, kernels)
-        return Programs(*(_record(piece) for piece in pieces))
-    return Programs(
-        embedding=_record(_Embedding(model, workload, kernels)),
-        block=_record(_Block(model, workload, kernels)),
-        head=_record(_Head(model, workload, kernels)),
-    )
+    else:
+        pieces = [kind(model, workload, kernels) for kind in (_Embedding, _Block, _Head)]
+    return Programs(*[_record(piece, modules=modules) for piece in pieces])
 
 
 @lru_cache(maxsize=64)
@@ -287,12 +289,13 @@ class _Head(_Piece):
         return loss
 
 
-def _record(piece: _Piece | decoders.Piece) -> Program:
+def _record(piece: _Piece | decoders.Piece, *, modules: bool = True) -> Program:
     """Run a piece forward and backward on its tape.
 
     A piece frees its input, where autograd lets go of it, and its output is not its own.
     """
     t = piece.tape
+    t.modules = modules
     stream = decoders.STREAM if isinstance(piece, decoders.Piece) else STREAM
     starts = isinstance(piece, (_Embedding, decoders.Embedding))
     # A plain number: what one piece allocates and another frees has no identity in either.
@@ -318,6 +321,8 @@ def _record(piece: _Piece | decoders.Piece) -> Program:
 def _hand_over(t: Tape, storage: Storage) -> None:
     """The next piece frees it."""
     storage.silent = True
+    if type(storage.size) is int:  # nor has it one
+        return
     for index, (kind, size, term) in enumerate(t.events):
         if kind == ALLOC and size is storage.size:
             t.events[index] = (kind, int(size), term)

@@ -37,7 +37,7 @@ ACCUMULATOR = Term("flash attention dq accumulator", "4·b·a·s·d, padded", "f
 FLASH_ALIGNMENT = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AttentionShape:
     """Sizes of one attention core in elements and counts."""
 

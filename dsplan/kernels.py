@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from dsplan.hardware import Accelerator
 from dsplan.reductions import Multiprocessors
-from dsplan.units import MIB, round_up
+from dsplan.units import MIB
 
 FLASH = "flash"
 EFFICIENT = "efficient"
@@ -84,12 +84,11 @@ class Kernels:
         tensor gets, or a large one once larger blocks have been freed, only a replay of the allocator can say: there
         a tensor counts up to 1 MiB more (smaller ones) or less (large ones) than this.
         """
-        unit = self.block_bytes
-        block = -(-size // unit) * unit  # round_up, written out: nothing is asked so often
+        block = size + -size % self.block_bytes
         if block < OWN_SEGMENT_BYTES or not self.whole_segments:
             return block
-        segment = round_up(block, SEGMENT_STEP_BYTES)
-        return segment if segment - block <= UNSPLIT_BYTES else block
+        rest = -block % SEGMENT_STEP_BYTES  # of the segment
+        return block + rest if rest <= UNSPLIT_BYTES else block
 
     def attention_kernel(self, *, element_bytes: int, dropout: float) -> str:
         """The kernel behind ``F.scaled_dot_product_attention(is_causal=True)``.

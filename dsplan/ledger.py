@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from itertools import accumulate
+from functools import lru_cache
 
 from dsplan.kernels import Kernels
+from dsplan.sizes import Scaled, Sizes, total_of
 from dsplan.units import next_power_of_two
 
 PHASES = ("init", "forward", "backward", "step")
@@ -95,76 +95,9 @@ def worst_step(steps: tuple[StepMemory, ...]) -> StepMemory:
     return worst
 
 
-class Sizes(tuple[int, ...]):
-    """Sizes of tensors in a row, of which stretches repeat, so that sums need not visit each.
-
-    Attributes:
-        runs: (sizes, how often they come one after the other).
-    """
-
-    runs: tuple[tuple[tuple[int, ...], int], ...]
-
-    @classmethod
-    def of(cls, runs: Iterable[tuple[tuple[int, ...], int]]) -> Sizes:
-        """The sizes of all runs in order."""
-        kept = tuple(runs)
-        flat: list[int] = []
-        for sizes, times in kept:
-            flat += sizes * times
-        self = cls(flat)
-        self.runs = kept
-        return self
-
-    def map(self, change: Callable[[int], int]) -> Sizes:
-        """Each size changed by the same rule."""
-        return Sizes.of((tuple([change(size) for size in sizes]), times) for sizes, times in self.runs)
-
-    def each(self, change: Callable[[int], int]) -> list[int]:
-        """Of each size what the same rule makes of it."""
-        return [found for sizes, times in self.runs for found in [change(size) for size in sizes] * times]
-
-    def times(self, width: int) -> Sizes:
-        """Each size ``width`` times as large."""
-        found = self._scaled.get(width)
-        if found is None:
-            found = self._scaled[width] = self.map(lambda size: width * size)
-        return found
-
-    def total(self, kernels: Kernels | None) -> tuple[int, int]:
-        """Sum of the sizes, each as the device counts it (None: as it is), and how many there are that are not 0."""
-        found = self._totals.get(kernels)
-        if found is None:
-            each = [(*_total(sizes, kernels), times) for sizes, times in self.runs]
-            found = sum(size * times for size, _, times in each), sum(count * times for _, count, times in each)
-            self._totals[kernels] = found
-        return found
-
-    @cached_property
-    def largest(self) -> int:
-        return max(max(sizes) for sizes, times in self.runs if sizes and times)
-
-    @cached_property
-    def ends(self) -> tuple[int, ...]:
-        """Of each tensor the sum of the sizes up to its end."""
-        return tuple(accumulate(self))
-
-    @cached_property
-    def _scaled(self) -> dict[int, Sizes]:
-        return {}
-
-    @cached_property
-    def _totals(self) -> dict[Kernels | None, tuple[int, int]]:
-        return {}
-
-
 @lru_cache(maxsize=4096)
-def _total(sizes: tuple[int, ...], kernels: Kernels | None) -> tuple[int, int]:
-    """Sum of the sizes, each as the device counts it (None: as it is), and how many there are."""
-    count = len(sizes) - sizes.count(0)
-    if kernels is None:
-        return sum(sizes), count
-    each = {size: kernels.rounded(size) for size in set(sizes)}
-    return sum([each[size] for size in sizes]), count
+def _known_total(sizes: tuple[int, ...], kernels: Kernels | None) -> tuple[int, int]:
+    return total_of(sizes, kernels)
 
 
 class Ledger:
@@ -235,14 +168,15 @@ class Ledger:
             rounded = self._rounded.get(size)
             self.level += self._on_device(size) if rounded is None else rounded
             if self.level > self.peak:
-                self.reach(self.level)
+                self.peak, self._peak_moment = self.level, self.moment
         elif size:
             self._change(term, self.rounded(term, size), 1)
 
     def free(self, term: Term, size: int) -> None:
         """One tensor of ``size`` bytes goes."""
         if term.place == DEVICE and not self.detailed:
-            self.level -= self._on_device(size)
+            rounded = self._rounded.get(size)
+            self.level -= self._on_device(size) if rounded is None else rounded
         elif size:
             self._change(term, -self.rounded(term, size), -1)
 
@@ -270,7 +204,9 @@ class Ledger:
 
     def _total(self, term: Term, sizes: Iterable[int]) -> tuple[int, int]:
         kernels = self.kernels if term.place == DEVICE else None
-        return sizes.total(kernels) if isinstance(sizes, Sizes) else _total(tuple(sizes), kernels)
+        if isinstance(sizes, Sizes):
+            sizes = sizes.times(1)
+        return sizes.total(kernels) if isinstance(sizes, Scaled) else _known_total(tuple(sizes), kernels)
 
     def move(self, source: Term, target: Term, size: int) -> None:
         """A tensor of one kind becomes one of another kind without a copy."""

@@ -5,18 +5,17 @@ Legend: Ψ parameters, N ranks, n elements of one parameter.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import groupby
 
-from dsplan.ledger import Sizes
 from dsplan.model import ModelShape, Parameter
+from dsplan.sizes import Sizes
 from dsplan.units import ceil_div, round_up
 
 #: So many parameters a rank make it worth while to go rank by rank.
-FEW_RANKS = 4
+FEW_RANKS = 12
 #: stage_1_and_2.py ``nccl_start_alignment_factor``: flat buffers are padded to a multiple of 2·N elements.
 ALIGNMENT_FACTOR = 2
 
@@ -130,7 +129,7 @@ def _numels(parameters: tuple[Parameter, ...]) -> tuple[int, ...]:
 
 def padded_elements(model: ModelShape, world_size: int) -> int:
     """Ψp: Ψ rounded up to a multiple of 2·N (stage_1_and_2.py flatten_dense_tensors_aligned)."""
-    return round_up(parameter_sizes(model).ends[-1], ALIGNMENT_FACTOR * world_size)
+    return round_up(parameter_sizes(model).sum, ALIGNMENT_FACTOR * world_size)
 
 
 def flat_order(model: ModelShape, world_size: int, *, round_robin: bool) -> list[int]:
@@ -146,17 +145,17 @@ def _places(count: int, world_size: int, *, round_robin: bool) -> list[int]:
 
 
 @lru_cache(maxsize=256)
-def flat_offsets(model: ModelShape, world_size: int, round_robin: bool = False) -> tuple[int, ...]:
-    """Where each parameter starts in the flat buffer, in elements."""
+def flat_offsets(model: ModelShape, world_size: int, round_robin: bool = False) -> Callable[[int], int]:
+    """Where a parameter, by its index, starts in the flat buffer, in elements."""
     sizes = parameter_sizes(model)
     if not round_robin:
-        return (0, *sizes.ends[:-1])
+        return sizes.begin
     offsets = [0] * len(sizes)
     position = 0
     for index in flat_order(model, world_size, round_robin=round_robin):
         offsets[index] = position
         position += sizes[index]
-    return tuple(offsets)
+    return offsets.__getitem__
 
 
 @lru_cache(maxsize=256)
@@ -176,8 +175,8 @@ def worst_ranks(model: ModelShape, world_size: int, round_robin: bool = False) -
     elif world_size > len(sizes) // FEW_RANKS:
         last, most = _last_and_most(sizes, size)
     else:
-        last, most = _last_and_most_of(sizes, size, range(ceil_div(sizes.ends[-1], size)))
-    begin = flat_offsets(model, world_size, round_robin)[-1]
+        last, most = _last_and_most_of(sizes, size, range(ceil_div(sizes.sum, size)))
+    begin = flat_offsets(model, world_size, round_robin)(len(sizes) - 1)
     head = begin // size, (begin + sizes[-1] - 1) // size
     return tuple(dict.fromkeys((last, most, 0, *head)))
 
@@ -198,7 +197,8 @@ def _ranks_at_the_ends(sizes: Sizes, size: int) -> list[int]:
     (first, _), *_, (last, _) = sizes.runs
     found: set[int] = set()
     for index in (*range(len(first)), *range(len(sizes) - len(last), len(sizes))):
-        lowest, highest = (sizes.ends[index] - sizes[index]) // size, (sizes.ends[index] - 1) // size
+        begin = sizes.begin(index)
+        lowest, highest = begin // size, (begin + sizes[index] - 1) // size
         found.update((lowest, min(lowest + 1, highest), highest))
     return sorted(found)
 
@@ -235,15 +235,17 @@ def _last_and_most_of(sizes: Sizes, size: int, ranks: Sequence[int]) -> tuple[in
 
     Each of ``ranks`` owns something.
     """
-    ends = sizes.ends
     highest = most = 0
+    span = lru_cache(maxsize=2)(sizes.span)  # the end of a rank is the begin of the next
     for rank in ranks:
-        first = bisect_right(ends, rank * size)
-        last = bisect_left(ends, min((rank + 1) * size, ends[-1]))
-        begin = ends[first] - sizes[first]
-        in_the_middle = first == last and begin // size + 1 < rank < (ends[first] - 1) // size
-        if not in_the_middle and ends[last] - begin >= highest:
-            highest, most = ends[last] - begin, rank
+        _, begin, first_end = span(rank * size)
+        beyond = (rank + 1) * size
+        _, last_begin, end = span(beyond)
+        if last_begin == beyond:
+            end = beyond
+        in_the_middle = first_end == end and begin // size + 1 < rank < (end - 1) // size
+        if not in_the_middle and end - begin >= highest:
+            highest, most = end - begin, rank
     return ranks[-1], most
 
 
@@ -254,22 +256,25 @@ def flat_partition(model: ModelShape, world_size: int, rank: int, round_robin: b
     Source: stage_1_and_2.py get_partition_info. A parameter belongs to every rank whose range it
     touches, so its whole gradient is kept by each of them.
     """
-    sizes, offsets = parameter_sizes(model), flat_offsets(model, world_size, round_robin)
+    sizes = parameter_sizes(model)
     padded = padded_elements(model, world_size)
     size = padded // world_size
     begin, end = rank * size, (rank + 1) * size
     owned: Sequence[int]
     if round_robin:
-        order = flat_order(model, world_size, round_robin=True)
-        owned = tuple([i for i in order if offsets[i] < end and offsets[i] + sizes[i] > begin])
+        order, offset = flat_order(model, world_size, round_robin=True), flat_offsets(model, world_size, True)
+        owned = tuple([i for i in order if offset(i) < end and offset(i) + sizes[i] > begin])
         numels = tuple([sizes[i] for i in owned])
-        slices = [min(offsets[i] + sizes[i], end) - max(offsets[i], begin) for i in owned]
+        slices = [min(offset(i) + sizes[i], end) - max(offset(i), begin) for i in owned]
     else:  # those in the middle are whole in the range
-        owned = range(bisect_right(sizes.ends, begin), bisect_left(offsets, end))
-        numels = sizes[owned.start : owned.stop]
+        first, before, _ = sizes.span(begin)
+        last, _, after = sizes.span(min(end, sizes.sum) - 1)
+        owned = range(first, last + 1)
+        numels = sizes[first : last + 1]
         slices = list(numels)
-        for place, i in ((0, owned[0]), (-1, owned[-1])) if owned else ():
-            slices[place] = min(offsets[i] + sizes[i], end) - max(offsets[i], begin)
+        if slices:
+            slices[0] -= begin - before
+            slices[-1] -= max(after - end, 0)
     return FlatPartition(padded=padded, size=size, indices=owned, numels=numels, slices=tuple(slices))
 
 

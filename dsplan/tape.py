@@ -28,7 +28,7 @@ class Storage:
 
     __slots__ = ("is_view", "references", "silent", "size", "term")
 
-    def __init__(self, size: int, term: Term, *, silent: bool) -> None:
+    def __init__(self, size: int, term: Term, silent: bool) -> None:
         self.size = size
         self.term = term
         self.silent = silent
@@ -73,6 +73,8 @@ class Frame:
 
 
 Backward = Callable[[Storage], None]
+#: The output of an operator and what its backward does; or what is marked where the backward pass comes by.
+Node = tuple[Tensor, Backward] | tuple[int, str]
 
 
 @dataclass
@@ -82,9 +84,11 @@ class Tape:
     kernels: Kernels
     events: list[Event] = field(default_factory=list)
     saving: bool = True
+    #: Whether it is marked where a submodule is entered and left, which nothing but stage 3 asks for.
+    modules: bool = True
     #: Whether the nodes that run have what torch's checkpoint recomputed: theirs alone, gone when their function ends.
     recomputed: bool = False
-    _nodes: list[tuple[Tensor | None, Backward]] = field(default_factory=list)
+    _nodes: list[Node] = field(default_factory=list)
     _gradients: dict[int, Storage] = field(default_factory=dict)
     _saves: int = 0
     _saves_of_nodes: int = 0  # made by the nodes recorded so far
@@ -101,7 +105,7 @@ class Tape:
         rounded = self.kernels.rounded(size)
         if not self._stopped:
             self.events.append((ALLOC, rounded, term))
-        return Storage(rounded, term, silent=self._stopped)
+        return Storage(rounded, term, self._stopped)
 
     def tensor(self, size: int, term: Term) -> Tensor:
         """A new tensor, held by the program until :meth:`drop`."""
@@ -182,6 +186,8 @@ class Tape:
 
     def module(self, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Run a submodule: DeepSpeed's stage 3 hooks every one, forward and backward."""
+        if not self.modules:
+            return function(x)
         self.mark(ENTER, name)
         self.hook(LEAVE_BACKWARD, name)
         output = function(x)
@@ -191,8 +197,8 @@ class Tape:
 
     def hook(self, kind: int, name: str) -> None:
         """Mark ``name`` where the backward pass comes by."""
-        if self.saving:
-            self._nodes.append((None, lambda _: self.mark(kind, name)))
+        if self.saving and self.modules:
+            self._nodes.append((kind, name))
 
     def give(self, tensor: Tensor, gradient: Storage) -> None:
         """Hand over one reference to a gradient of ``tensor``; a second one is added to the first.
@@ -220,13 +226,16 @@ class Tape:
         nodes, self._nodes = self._nodes, []
         self._run(nodes, output, gradient)
 
-    def _run(self, nodes: list[tuple[Tensor | None, Backward]], output: Tensor | None, gradient: Storage) -> None:
+    def _run(self, nodes: list[Node], output: Tensor | None, gradient: Storage) -> None:
         if output is not None:
             self._gradients[id(output)] = gradient
-        for tensor, backward in reversed(nodes):
-            incoming = gradient if tensor is None else self._gradients.pop(id(tensor), None)
+        for node in reversed(nodes):
+            if isinstance(node[0], int):
+                self.mark(*node)
+                continue
+            incoming = self._gradients.pop(id(node[0]), None)
             if incoming is not None:
-                backward(incoming)
+                node[1](incoming)
 
     def take_gradient(self, tensor: Tensor) -> Storage | None:
         """The gradient that has arrived at a tensor no node produced."""

@@ -20,12 +20,14 @@ PACKAGES = ("dsplan", "runner", "mingpt")
 #: a package (dsconfig, engine, report, cli) is one entry, and its own files may import each other.
 LAYERS = (
     "errors heap_threshold pythonpath schemas signals",
-    "units files records families child_process hub_names",
+    "units files families child_process hub_names",
+    "records",
     "model hardware workload zero dry_run",
     "plan modelfile events",
     "catalogue",
     "infer detect dsconfig reductions embeddings efficient_attention",
     "kernels measurement allocator",
+    "sizes",
     "ledger",
     "tape states buffers overhead",
     "operators",

@@ -146,4 +146,6 @@ def _programs_for(run: Run, kernels: Kernels) -> Programs:
         from dsplan.engine.autocast import autocast_programs
 
         return autocast_programs(run.model, run.plan.workload, kernels)
-    return programs(run.model, run.plan.workload, kernels)
+    if run.plan.zero.stage == STAGE_3:
+        return programs(run.model, run.plan.workload, kernels)
+    return programs(run.model, run.plan.workload, kernels, modules=False)

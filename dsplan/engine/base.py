@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TypeVar
@@ -11,17 +11,18 @@ from dsplan import states
 from dsplan.engine.stretches import NOTHING, Runs, first_of_block
 from dsplan.families.adapters import is_adapter
 from dsplan.kernels import Kernels
-from dsplan.ledger import PAGEABLE, Ledger, Sizes, Term
+from dsplan.ledger import PAGEABLE, Ledger, Term
 from dsplan.model import ModelShape
 from dsplan.operators import PARAMETER_GRADIENT
 from dsplan.partition import parameter_sizes
 from dsplan.plan import Plan
+from dsplan.sizes import Sizes
 from dsplan.tape import GRADIENT
 
 EngineT = TypeVar("EngineT", bound="Engine")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Run:
     """One rank of one plan, and the ledger that it writes.
 
@@ -56,7 +57,7 @@ class Run:
         return self.plan.workload.element_bytes
 
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def sizes(self) -> Sizes:
         """Elements of every parameter, in ``nn.Module.parameters()`` order."""
         return parameter_sizes(self.model)
 
@@ -70,6 +71,8 @@ class Engine:
     follows_modules = False
     #: Steps until the engine repeats itself: the first has no optimizer states yet.
     num_steps = 2
+    #: Whether no rank does anything of its own before :meth:`end_backward`.
+    alike_in_backward = False
     #: Whether the micro batch under way is the last before the optimizer's step.
     boundary = True
 
@@ -77,7 +80,7 @@ class Engine:
         self.run = run
         self.ledger = run.ledger
         self.e = run.element_bytes
-        self.sizes = run.sizes
+        self.sizes: tuple[int, ...] = run.sizes
         self._held = bytearray(len(self.sizes))  # 1: there is a gradient
 
     def initialise(self) -> None:
@@ -96,7 +99,7 @@ class Engine:
         return other
 
     def of_rank(self, run: Run) -> Engine | None:  # noqa: ARG002
-        """The engine of another rank, initialised as this one is, which has had no backward pass; None: not known."""
+        """The engine of another rank, which has done what this one has and nothing of its own yet; None: not known."""
         return None
 
     def begin_forward(self) -> None:
@@ -159,7 +162,7 @@ class Engine:
 
     # Pieces that several engines use.
 
-    def bytes_each(self, width: int) -> tuple[int, ...]:
+    def bytes_each(self, width: int) -> Collection[int]:
         """Bytes of every parameter at ``width`` bytes an element."""
         sizes = self.sizes
         return sizes.times(width) if isinstance(sizes, Sizes) else tuple([width * numel for numel in sizes])
@@ -195,7 +198,7 @@ class Engine:
     def _buffer_bytes(self) -> int:
         return 4 * self.run.model.max_position_embeddings**2
 
-    def _move(self, source: Term, target: Term | Sequence[Term], sizes: tuple[int, ...]) -> None:
+    def _move(self, source: Term, target: Term | Sequence[Term], sizes: Collection[int]) -> None:
         """``target``: of all, or of each."""
         # On the CPU device .to(device) returns the same tensor; elsewhere both exist for a moment.
         ledger, one_pool = self.ledger, self.run.kernels.one_pool

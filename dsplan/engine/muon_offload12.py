@@ -47,7 +47,7 @@ class MuonOffload12(MuonStage12):
         """_muon_param_batches: matrices in the order of the flat buffer, as many as half the budget holds, or one."""
         batch: list[int] = []
         elements = 0
-        order = sorted(self.orders[0], key=lambda index: self.offsets[index])
+        order = sorted(self.orders[0], key=self.offset)
         for index in order:
             if batch and elements + self.sizes[index] > MAX_BUFFER_BYTES // (2 * FULL):
                 yield batch
@@ -114,7 +114,7 @@ class MuonOffload12(MuonStage12):
 
     def _most_of_a_rank(self, batch: list[int]) -> int:
         """Elements of the matrices of the rank that has most of them."""
-        return _most_of_a_rank(self.offsets[batch[0]], self.offsets[batch[-1]] + self.sizes[batch[-1]], self.muons)
+        return _most_of_a_rank(self.offset(batch[0]), self.offset(batch[-1]) + self.sizes[batch[-1]], self.muons)
 
 
 def _most_of_a_rank(begin: int, end: int, part: FlatPartition) -> int:

@@ -35,7 +35,7 @@ class MuonStage12(Stage12):
         for each in groups:
             for index, offset in each.offsets(run.world_size, round_robin=round_robin).items():
                 offsets[index] = offset
-        self.offsets = tuple(offsets)
+        self.offset = offsets.__getitem__
         self.slice_of = {**self.muons.slice_of, **self.adams.slice_of}
 
     def _bytes_of_group(self, number: int) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class MuonStage12(Stage12):
         """average_tensor, rank_and_offsets: 1 where all gradients of the bucket are of one rank alone, else more."""
         ranks = set()
         for index in self.bucket:
-            size, begin = self._partition_of(index).size, self.offsets[index]
+            size, begin = self._partition_of(index).size, self.offset(index)
             ranks |= {begin // size, (begin + self.sizes[index] - 1) // size}
         return len(ranks)
 

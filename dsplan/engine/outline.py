@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from dsplan.activations import Programs
 from dsplan.engine.base import Run
@@ -119,24 +119,6 @@ def tokens_bytes(workload: Workload) -> int:
     return 8 * workload.micro_batch_size * workload.sequence_length
 
 
-class Item(Protocol):
-    """One part of a phase."""
-
-    def of(self, batch: Batch) -> Height:
-        """How far the level rises over where it was, what it changes by, and the moment at which it is highest."""
-
-
-class Fixed(NamedTuple):
-    """What the engine does between the pieces."""
-
-    rise: int
-    net: int
-    moment: str
-
-    def of(self, batch: Batch) -> Height:  # noqa: ARG002
-        return self.rise, self.net, self.moment
-
-
 class Tokens(NamedTuple):
     """The inputs of a micro batch appear or go."""
 
@@ -196,6 +178,11 @@ def moment_of_block(direction: int, layer: int) -> str:
     return f"{'forward' if direction == FORWARD else 'backward'} of block {layer}"
 
 
+#: One part of a phase. What the engine does between the pieces is the same with every batch; of the others ``of`` says
+#: how far the level rises over where it was, what it changes by, and the moment at which it is highest.
+Item = Height | Tokens | Piece | Blocks
+
+
 @dataclass(slots=True, eq=False)
 class Phase:
     """A phase of a step, or of one of its micro batches; ``moment`` is that at which it begins."""
@@ -209,7 +196,7 @@ class Phase:
         level = highest = 0
         moment = self.moment
         for item in self.items:
-            rise, net, at = item.of(batch)
+            rise, net, at = item.of(batch) if isinstance(item, (Tokens, Piece, Blocks)) else item
             if level + rise > highest:
                 highest, moment = level + rise, at
             level += net
@@ -233,7 +220,7 @@ class Room(NamedTuple):
     lift: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Outline:
     """The outline of one rank.
 
@@ -284,7 +271,7 @@ class Outline:
         return steps
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Outlines:
     """The outlines of some ranks of a plan, and which programs they are for.
 

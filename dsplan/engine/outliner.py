@@ -22,12 +22,25 @@ class Outliner(Walk):
     def __init__(self, run: Run, ledger: TracingLedger) -> None:
         super().__init__(run)
         self.tracing = ledger
+        self._is_ahead = False  # of what is left to be walked, by a backward pass
         #: Of a block forward and backward: what comes after each of its stretches, and whether a product does.
         self.calls = [self._calls(direction) for direction in (FORWARD, BACKWARD)]
 
     def _calls(self, direction: int) -> tuple[tuple[tuple[int, int], ...], bool]:
         calls = tuple([(kind, index) for _, _, kind, index in self._stretches(BLOCK, direction)])
         return calls, PRODUCT in [kind for kind, _ in calls]
+
+    def begin(self) -> None:
+        """As every walk does, and the first backward pass where all ranks do the same in it."""
+        super().begin()
+        if self.engine.alike_in_backward:
+            super()._backward()
+            self._is_ahead = True
+
+    def _backward(self) -> None:
+        if not self._is_ahead:
+            super()._backward()
+        self._is_ahead = False
 
     def of_rank(self, rank: int) -> Outliner:
         """The walk of another rank, which has begun as this one has; this one has not trained."""
@@ -109,7 +122,7 @@ class Outliner(Walk):
 
 
 def begun(run: Run, rank: int, ledger: TracingLedger) -> Outliner:
-    """The walk of one rank, up to its first backward pass."""
+    """The walk of one rank, up to where it does something of its own."""
     walk = Outliner(run.of_rank(rank, ledger), ledger)
     walk.begin()
     return walk

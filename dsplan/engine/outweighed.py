@@ -39,7 +39,7 @@ def outweighs(one: Engine, other: Engine, first: int) -> bool:
 
 def _is_covered(engine: Stage12, index: int) -> bool:
     """Whether the rank's own part of a gradient larger than a bucket takes no more than the largest group of slices."""
-    begin = engine.offsets[index]
+    begin = engine.offset(index)
     groups = engine.groups_of_oversized(index, begin, begin + engine.sizes[index])
     _, slices, _ = max(groups)
     return slices > 1 or all(several == 1 for _, several, own in groups if own)

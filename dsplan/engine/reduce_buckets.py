@@ -9,8 +9,8 @@ than one. So only the buckets up to the first repetition are counted out, and ea
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, chain, groupby, zip_longest
 from typing import NamedTuple
 
@@ -151,16 +151,17 @@ class BlockBuckets:
         _, block, place, *_ = self._again[which]
         return block + times * self._period, place
 
-    def _within(self, each: Bucket, times: int, ranges: Iterable[tuple[int, int]]) -> Iterator[range]:
-        """How many times later ``each`` spans something of ranges of the flat buffer, (begin, end) in elements.
+    def _within(self, each: Bucket, times: int, begin: int, end: int) -> range:
+        """How many times later ``each`` spans something from ``begin`` to ``end`` of the flat buffer, in elements.
 
         Of an empty range, which is a border: has something on both sides of it.
         """
         apart = self._period * self._apart
-        near, far = (each.end, each.begin) if apart > 0 else (each.begin, each.end)
-        for begin, end in ranges:
-            enters, leaves = (begin, end) if apart > 0 else (end, begin)
-            yield range(max((enters - near) // apart + 1, 0), min(-((far - leaves) // apart), times))
+        if apart > 0:
+            first, beyond = (begin - each.end) // apart + 1, -((each.begin - end) // apart)
+        else:
+            first, beyond = (end - each.begin) // apart + 1, -((each.end - begin) // apart)
+        return range(first if first > 0 else 0, beyond if beyond < times else times)
 
     def _that_cross(self, each: Bucket, times: int) -> bytearray:
         """Whether ``each`` lies in several partitions, of all the times that it comes."""
@@ -172,8 +173,8 @@ class BlockBuckets:
         if len(borders) > times:
             return bytearray([begin % part + size > part for begin in begins])
         found = bytearray(times)
-        for crossed in self._within(each, times, zip(borders, borders, strict=True)):
-            for time in crossed:
+        for border in borders:
+            for time in self._within(each, times, border, border):
                 found[time] = 1
         return found
 
@@ -195,17 +196,23 @@ class BlockBuckets:
                 if time >= 0:
                     yield (each.start, cross), len(self._first) + which + time * len(self._again)
 
+    @cached_property
+    def _rising(self) -> list[tuple[int, int, bool]]:
+        """Of the kinds that come again those that rise: how far, which bucket, and whether it crosses."""
+        kinds = [(which, each.start, cross) for which, each in enumerate(self._again) for cross in (False, True)]
+        found = [(self.effects.get((start, cross), NOTHING)[0], which, cross) for which, start, cross in kinds]
+        return [each for each in found if each[0]]
+
     def _rises(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Of the buckets from ``start`` to before ``stop`` the first of each kind that rises: how far, and where."""
         first, step = len(self._first), len(self._again)
         for number in range(start, min(stop, first)):
             yield self.effect_of(number)[0], *self.place(number)
-        for which, (each, crosses) in enumerate(zip(self._again, self._crosses, strict=True), start=first):
-            for cross in (False, True):
-                rise, _ = self.effects.get((each.start, cross), NOTHING)
-                time = crosses.find(cross, max(-((which - start) // step), 0)) if rise else -1
-                if time >= 0 and which + time * step < stop:
-                    yield rise, each.block + time * self._period, each.place
+        for rise, which, cross in self._rising:
+            time = self._crosses[which].find(cross, max(-((first + which - start) // step), 0))
+            if time >= 0 and first + which + time * step < stop:
+                each = self._again[which]
+                yield rise, each.block + time * self._period, each.place
 
     def find_effects(self, effect: Callable[[Callable[[], None]], Effect], reduce: Callable[[int], None]) -> None:
         """Reduce a bucket of each kind, but for the first one, where that has not been done.
@@ -230,7 +237,7 @@ class BlockBuckets:
         again, step = len(self._first), len(self._again)
         ranges = []
         for which, (each, times) in enumerate(zip(self._again, self._times, strict=True), start=again):
-            (touched,) = self._within(each, times, [(begin, end)])
+            touched = self._within(each, times, begin, end)
             ranges.append(range(which + touched.start * step, which + touched.stop * step, step))
         return found + sorted(chain(*ranges))
 

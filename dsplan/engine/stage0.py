@@ -6,12 +6,8 @@ bf16) and runtime/fp16/unfused_optimizer.py.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from itertools import accumulate
-
 from dsplan import buffers, states
 from dsplan.engine.base import Engine, Run
-from dsplan.ledger import Sizes
 from dsplan.optimizers import device_optimizer
 
 #: engine.py MEMORY_OPT_ALLREDUCE_SIZE, in elements.
@@ -24,7 +20,7 @@ class Stage0(Engine):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self.optimizer = device_optimizer(run.plan)
-        self.total = sum(self.sizes)
+        self.total = run.sizes.sum
         self.step_temporaries = self.optimizer.step_temporaries(foreach=run.kernels.foreach_optimizers)
         self.follows_gradients = run.plan.workload.gradient_accumulation_steps > 1
 
@@ -35,12 +31,13 @@ class Stage0(Engine):
 
     def _all_reduce(self) -> None:
         # engine.py allreduce_no_retain: a bucket closes once it exceeds the limit.
-        ends = self.sizes.ends if isinstance(self.sizes, Sizes) else tuple(accumulate(self.sizes))
+        sizes = self.run.sizes
         first = before = 0
-        while (last := bisect_right(ends, before + ALLREDUCE_ELEMENTS, first)) < len(ends):
-            self._flat_copy(ends[last] - before, last + 1 - first)
-            before, first = ends[last], last + 1
-        self._flat_copy(ends[-1] - before, len(ends) - first)
+        while before + ALLREDUCE_ELEMENTS < sizes.sum:
+            last, _, end = sizes.span(before + ALLREDUCE_ELEMENTS)
+            self._flat_copy(end - before, last + 1 - first)
+            before, first = end, last + 1
+        self._flat_copy(sizes.sum - before, len(sizes) - first)
 
     def _flat_copy(self, elements: int, tensors: int) -> None:
         workload = self.run.plan.workload

@@ -6,6 +6,8 @@ the comments are that file's.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from dsplan import buffers, states
 from dsplan.engine.base import Run
 from dsplan.engine.stage12_blocks import BlocksAtOnce
@@ -21,15 +23,14 @@ class Stage12(BlocksAtOnce):
     """One rank: ``run.rank`` says which part of each flat buffer is its own (``groups``).
 
     Each of the optimizer's parameter groups is flattened and cut by itself: here there is one, of all parameters, whose
-    ``partition`` is the rank's. ``offsets`` are within a parameter's group. Buckets hold gradients of all groups.
+    ``partition`` is the rank's. ``offset`` of a parameter is within its group. Buckets hold gradients of all groups.
     """
 
     takes_blocks_at_once = True
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        zero = run.plan.zero
-        self.zero = zero
+        self.zero = zero = run.plan.zero
         self._partition()
         self.offload = zero.offloads_optimizer
         self.optimizer = host_optimizer(run.plan) if self.offload else device_optimizer(run.plan)
@@ -39,16 +40,16 @@ class Stage12(BlocksAtOnce):
         self.contiguous = zero.contiguous_gradients or self.offload
         self.overlap = zero.overlaps_communication
         self.reduces_in_hooks = zero.stage == 2 or self.overlap
+        self.alike_in_backward = not self.reduces_in_hooks
         self.follows_gradients = self.reduces_in_hooks or self.accumulates
         self.bucket_bytes = self.e * zero.reduce_bucket_size
         self.buckets_exist = False
         self.gradient_partition_exists = False  # grads_in_partition of this micro batch
         self.accumulated_partition_exists = False  # the views that averaged_gradients keeps alive
         self.host_accumulation_exists = False
-        self._without_gradients()
+        self._begin_reducing()
 
-    def _without_gradients(self) -> None:
-        self._held = bytearray(len(self.sizes))
+    def _begin_reducing(self) -> None:
         self.emptied = {}
         # Reduced gradients in storages of their own: freed in the epilogue; or, the rank's own, kept for the step.
         self.leftovers: list[int] = []
@@ -62,10 +63,10 @@ class Stage12(BlocksAtOnce):
         """The groups of parameters, and what of each is the rank's."""
         run, round_robin = self.run, self.run.plan.zero.round_robin_gradients
         self.partition = flat_partition(run.model, run.world_size, run.rank, round_robin)
-        self.offsets = flat_offsets(run.model, run.world_size, round_robin)
+        self.offset = flat_offsets(run.model, run.world_size, round_robin)
         self.groups: tuple[FlatPartition, ...] = (self.partition,)
 
-    def _bytes_of_group(self, number: int) -> tuple[int, ...]:  # noqa: ARG002  # there is one
+    def _bytes_of_group(self, number: int) -> Collection[int]:  # noqa: ARG002  # there is one
         """Bytes of every parameter of a group."""
         return self.bytes_each(self.e)
 
@@ -119,7 +120,7 @@ class Stage12(BlocksAtOnce):
         capacity = self.run.capacity_bytes
         return capacity is None or self.run.kernels.one_pool or capacity - self.ledger.level >= flat_bytes
 
-    def _flatten_on_the_host(self, flat_bytes: int, sizes: tuple[int, ...]) -> None:
+    def _flatten_on_the_host(self, flat_bytes: int, sizes: Collection[int]) -> None:
         """__init__: every parameter goes to the host, is flattened there, and comes back as one tensor."""
         ledger = self.ledger
         ledger.moment = "flattening the parameters on the host"
@@ -190,7 +191,7 @@ class Stage12(BlocksAtOnce):
                 self.ledger.temporary(states.GRADIENTS, self.e * numel)  # cloned for safety, then the original goes
         self.bucket.append(index)
         self.bucket_elements += numel
-        begin = self.offsets[index]
+        begin = self.offset(index)
         self.bucket_begin = min(self.bucket_begin, begin)
         self.bucket_end = max(self.bucket_end, begin + numel)
 

@@ -6,7 +6,9 @@ first, and for those in which the rank's own gradients change something.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 from dsplan.engine.base import Engine, Run
@@ -53,7 +55,8 @@ class BlocksAtOnce(Engine):
     takes_blocks_at_once = False
     zero: ZeroConfig
     partition: FlatPartition
-    offsets: tuple[int, ...]
+    #: Where a parameter, by its index, is in the flat buffer of its group.
+    offset: Callable[[int], int]
     offload: bool
     accumulates: bool
     contiguous: bool
@@ -93,8 +96,8 @@ class BlocksAtOnce(Engine):
         """Elements of an owned parameter that lie in the rank's range."""
         return self._partition_of(index).slice_of[index]
 
-    def _without_gradients(self) -> None:
-        """As before the first backward pass."""
+    def _begin_reducing(self) -> None:
+        """Nothing has been reduced yet."""
         raise NotImplementedError
 
     def _empty_bucket(self) -> None:
@@ -127,8 +130,9 @@ class BlocksAtOnce(Engine):
             return None
         other = self.copy()
         other.run, other.ledger = run, run.ledger
+        other._held = self._held.copy()
         other._partition()
-        other._without_gradients()
+        other._begin_reducing()
         return other
 
     def _reduce_all(self) -> None:
@@ -217,18 +221,19 @@ class BlocksAtOnce(Engine):
         if not self.blocks_are_alike or not self.contiguous or self.zero.round_robin_gradients:
             return None
         begin, num = first_of_block(model, layers[0]), len(order)
-        sizes, offsets = self.sizes[begin : begin + num], self.offsets[begin : begin + num]
+        sizes = self.sizes[begin : begin + num]
         if not order or num != len(model.block_parameters) or max(sizes) > limit:  # no order: no block is trained
             return None
         pending = self.bucket_elements, self.bucket_begin, self.bucket_end
+        offsets = [0, *accumulate(sizes)]  # of a block, whose parameters lie one after the other
         buckets = BlockBuckets(
             tuple([sizes[index] for index in order]),
-            tuple([offsets[index] - offsets[0] for index in order]),
+            tuple([offsets[index] for index in order]),
             num_blocks=len(layers),
             onwards=layers.step,
             limit=limit,
             pending=self.bucket_elements,
-            base=offsets[0],
+            base=self.offset(begin),
             partition=self.partition.size,
         )
 

@@ -16,10 +16,11 @@ from dsplan.engine.gathering import GatherStep, gather_steps
 from dsplan.engine.secondary import secondary_elements
 from dsplan.engine.stage3_swapping import HOST_PARTITION, Stage3Swapping, sub_groups
 from dsplan.engine.stretches import NOTHING, Runs, together
-from dsplan.ledger import Sizes, Term
+from dsplan.ledger import Term
 from dsplan.model import ModelShape, Parameter
 from dsplan.optimizers import Optimizer, backup_optimizer, device_optimizer, host_optimizer
 from dsplan.partition import parameter_sizes
+from dsplan.sizes import Sizes
 from dsplan.tape import GRADIENT, PRODUCT
 from dsplan.units import ceil_div, round_up
 

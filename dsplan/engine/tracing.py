@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from dsplan.engine.outline import BLOCK, FORWARD, Blocks, Effects, Fixed, Item, Outline, Phase, Piece, Room, Tokens
+from dsplan.engine.outline import BLOCK, FORWARD, Blocks, Effects, Item, Outline, Phase, Piece, Room, Tokens
 from dsplan.engine.stretches import Effect, Runs
 from dsplan.kernels import Kernels
 from dsplan.ledger import PAGEABLE, PINNED, Ledger, Term
@@ -58,7 +58,8 @@ class Interned:
         return found
 
 
-class TracedPhase(NamedTuple):
+@dataclass(slots=True)
+class TracedPhase:
     """A phase as it is traced; ``again`` is what it consists of in a later step."""
 
     name: str
@@ -90,13 +91,15 @@ class TracingLedger(Ledger):
         return TracingLedger(self.kernels, self._interned)
 
     def fork(self) -> TracingLedger:
-        """Another one that goes on from here, where no phase is open."""
+        """Another one that goes on from here, in the same phase."""
         other = object.__new__(TracingLedger)
         vars(other).update(vars(self))
-        other._items, other._again, other._runs = [], [], []
+        other._items, other._again, other._runs = list(self._items), list(self._again), list(self._runs)
         other.host_level, other.host_peak = dict(self.host_level), dict(self.host_peak)
         other._pinned_free = self._pinned_free.copy()
         other._outline = [(name, list(phases)) for name, phases in self._outline]
+        phases = other._outline[-1][1]
+        phases[-1] = TracedPhase(phases[-1].name, phases[-1].moment, other._items, other._again)
         other._rooms = dict(self._rooms)
         return other
 
@@ -204,7 +207,7 @@ class TracingLedger(Ledger):
     def _settle(self) -> None:
         rise, net = self.peak - self._start, self.level - self._start
         if rise or net:
-            item = Fixed(rise, net, self._peak_moment)
+            item = rise, net, self._peak_moment
             self._add(item, None if self._is_once else item)
         self._start = self.peak = self.level
         self._is_once = False

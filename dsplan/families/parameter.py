@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Parameter:
     """One parameter tensor: its dotted name as torch spells it, its shape, and whether it is trained."""
 
@@ -16,10 +17,7 @@ class Parameter:
     @property
     def numel(self) -> int:
         """Elements of the tensor; 1 of a scalar."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return prod(self.shape)
 
 
 def linear(name: str, n_out: int, n_in: int, *, bias: bool = False) -> tuple[Parameter, ...]:

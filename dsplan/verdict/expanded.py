@@ -109,7 +109,7 @@ def _updated(engine: Engine) -> dict[int, tuple[int, ...]]:
             return {}
         optimizer, tensors = device_optimizer(plan), [(4 * part.size,) for part in engine.groups]
     elif isinstance(engine, Stage0Plain | Stage0Unfused):
-        optimizer, tensors = device_optimizer(plan), [engine.bytes_each(4)]
+        optimizer, tensors = device_optimizer(plan), [tuple(engine.bytes_each(4))]
     else:
         return {}
     times = optimizer.step_temporaries(foreach=engine.run.kernels.foreach_optimizers)

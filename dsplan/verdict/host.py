@@ -11,10 +11,11 @@ from dsplan.engine.muon_compiled import PROCESS_BYTES as COMPILED_PROCESS_BYTES
 from dsplan.hardware import Cluster, HostLimits
 from dsplan.heap_threshold import REMEDY
 from dsplan.kernels import Kernels
-from dsplan.ledger import Ledger, Sizes, Term
+from dsplan.ledger import Ledger, Term
 from dsplan.model import ModelShape
 from dsplan.overhead import PROCESS_HOST_BYTES
 from dsplan.plan import Plan
+from dsplan.sizes import Sizes
 from dsplan.units import MIB, format_bytes
 from dsplan.verdict.heap import kept_by_malloc
 from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dsplan import walk as walking
 from dsplan.catalogue import preset
 from dsplan.engine.muon_compiled import CACHE_BYTES
-from dsplan.engine.outline import Batch, Cut, Fixed, Outline, Phase, Room
+from dsplan.engine.outline import Batch, Cut, Outline, Phase, Room
 from dsplan.engine.tracing import Interned, TracingLedger
 from dsplan.kernels import Kernels
 from dsplan.ledger import Ledger
@@ -110,14 +110,14 @@ def test_a_batch_that_lifts_the_highest_level_as_far_as_is_needed_has_the_outlin
     for lift, holds in ((29, True), (30, True), (31, False)):
         outline = Outline(
             steps=(
-                ("init", (Phase("init", "", (Fixed(40, 10, ""),)),)),
-                ("first", (Phase("forward", "", (Fixed(5, 5, ""),)), Phase("backward", "", (Fixed(9, -5, ""),)))),
+                ("init", (Phase("init", "", ((40, 10, ""),)),)),
+                ("first", (Phase("forward", "", ((5, 5, ""),)), Phase("backward", "", ((9, -5, ""),)))),
             ),
             pinned_bytes=0,
             pageable_bytes=0,
             host_bytes=0,
             init_bytes=40,
-            rooms=(Room(1, 1, Phase("backward", "", (Fixed(9, -5, ""),)), lift),),
+            rooms=(Room(1, 1, Phase("backward", "", ((9, -5, ""),)), lift),),
         )
         batch = Batch(Cut({}, ()), 0, EXACT)
         assert outline.holds(batch) is holds  # the highest so far is 40, and 10 are left

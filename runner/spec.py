@@ -16,7 +16,8 @@ class RunSpec:
 
     Attributes:
         model: a model file (``ModelShape.to_config()``).
-        ds_config: the DeepSpeed configuration, batch sizes resolved for ``gpus`` ranks.
+        ds_config: the DeepSpeed configuration, batch sizes resolved for ``gpus`` ranks; or what torch's DDP is told
+            in its place (:mod:`dsplan.dsconfig.ddp`).
         sequence_length: tokens per sample.
         activation_checkpointing: ``none``, ``torch`` (not reentrant), ``torch-reentrant`` or ``deepspeed``.
         device: ``cuda``, ``hpu``, ``cpu`` or ``fake``.

@@ -1,4 +1,4 @@
-"""One rank of a verification run: build the model, deepspeed.initialize, a few real steps, a record.
+"""One rank of a verification run: build the model and its engine, a few real steps, a record.
 
 ``python -m runner.train SPEC_JSON OUTPUT_DIR``, started once per rank by DeepSpeed's launcher.
 Writes ``rank-R.json`` on success, ``failure-R.json`` when it fails, ``progress-R.jsonl`` meanwhile.
@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsplan.dsconfig.ddp import is_ddp
 from dsplan.errors import EXIT_BAD_INPUT, EXIT_NO_DEVICE, EXIT_OUT_OF_MEMORY, DsplanError
 from runner.models.checkpointing import checkpoint_function as checkpoint_function  # noqa: PLC0414  others read it here
 from runner.orphan import exit_with_parent
@@ -139,9 +140,9 @@ def train(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     probe = Probe(device)  # from here on resident memory is the run's
     started = time.perf_counter()
     reporter.phase = "init"
-    reporter.stage("building the model and DeepSpeed's engine")
+    reporter.stage("building the model and " + ("torch's DDP" if is_ddp(spec.ds_config) else "DeepSpeed's engine"))
     with probe.phase("init"):
-        engine = build_engine(spec, trainee)
+        engine = _engine(spec, trainee, device)
     init = probe.take()["init"]
     init_seconds = time.perf_counter() - started
     reporter.stage("taking the first step")
@@ -164,6 +165,15 @@ def train(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
         "host": probe.host(),
         **device.extras(),
     }
+
+
+def _engine(spec: RunSpec, trainee: Trainee, device: Device) -> Any:
+    """What trains: DeepSpeed's engine, or torch's DDP with the same methods."""
+    if not is_ddp(spec.ds_config):
+        return build_engine(spec, trainee)
+    from runner.ddp import DdpEngine
+
+    return DdpEngine(trainee.build(spec), spec.ds_config, device.torch_device())
 
 
 def build_engine(spec: RunSpec, trainee: Trainee) -> Any:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from dsplan.dsconfig.ddp import ddp_plan, is_ddp
 from dsplan.dsconfig.read import read_ds_config
 from dsplan.measurement import Measurement
 from dsplan.modelfile import shape_from_config
@@ -19,6 +20,8 @@ _LITTLE = 0.01
 def plan_of(measurement: Measurement, name: str) -> Plan:
     """What the record's DeepSpeed configuration says, read as ``dsplan estimate --ds-config`` reads it."""
     configuration = measurement.configuration
+    if is_ddp(configuration.ds_config):
+        return ddp_plan(configuration.ds_config, configuration.workload, name)
     with tempfile.TemporaryDirectory() as folder:
         ds_config = Path(folder) / f"{name}.json"
         ds_config.write_text(json.dumps(configuration.ds_config), encoding="utf-8")

@@ -70,6 +70,7 @@ def _dry_run(
     inputs: Inputs, plan: Plan, capacity_bytes: int, advance: Callable[[int, int], None]
 ) -> tuple[Measurement | None, str]:
     """The dry run's record with that much for the allocator; or None, and how it died."""
+    from dsplan.dsconfig.ddp import ddp_document
     from dsplan.dsconfig.emit import emit
     from dsplan.kernels import kernels_of
     from dsplan.verification import Job, NotCovered, verify
@@ -78,6 +79,8 @@ def _dry_run(
 
     model, cluster = inputs.model, inputs.cluster
     ds_config: Mapping[str, Any] = emit(plan, model, cluster)
+    if plan.ddp:
+        ds_config = ddp_document(plan, ds_config)
     if inputs.ds_config is not None:
         ds_config = {**ds_config, **inputs.ds_config.document}
     job = Job(

@@ -70,11 +70,30 @@ def read_inputs(
     else:
         plans = strategy_plans(workload, found.shape, cluster, machine.nvme_path)
     if plan is not None:
-        if plan_flag == "--plan" and read is None and plan.casefold().startswith("ddp"):
-            from dsplan.strategies import ddp_plans
-
-            if found.shape.decoder is not None:
-                raise InputError(f"{plan_flag} {plan}: DDP is planned for minGPTs only, and {found.shape.name} is none")
-            plans = (*plans, *ddp_plans(plans[0].workload))  # by name only: nothing of it can be emitted
+        if plan_flag == "--plan" and read is None:
+            plans = with_ddp(plans, plan, found.shape, plan_flag)
+        elif names_ddp(plan):
+            raise InputError(f"{plan_flag} {plan}: is torch's DDP, which reads no DeepSpeed configuration")
         plans = (named_plan(plans, plan, plan_flag),)
     return Inputs(model=found.shape, inferred=found.inferred, cluster=cluster, plans=plans, ds_config=read)
+
+
+def with_ddp(plans: tuple[Plan, ...], name: str, model: ModelShape, flag: str) -> tuple[Plan, ...]:
+    """``plans``, and torch's DDP where ``name`` asks for it, as ``flag`` has it: by name only, for nothing of it can be
+    emitted.
+
+    Raises:
+        InputError: the model is no minGPT, or torch has no such optimizer.
+    """
+    if not names_ddp(name):
+        return plans
+    from dsplan.strategies import ddp_plans
+
+    if model.decoder is not None:
+        raise InputError(f"{flag} {name}: DDP is planned for minGPTs only, and {model.name} is none")
+    return (*plans, *ddp_plans(plans[0].workload))
+
+
+def names_ddp(name: str) -> bool:
+    """Whether the name of a plan is meant for one of DDP's."""
+    return name.strip().casefold().startswith("ddp")

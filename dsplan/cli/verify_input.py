@@ -12,6 +12,7 @@ import typer
 from dsplan.activations import not_covered
 from dsplan.catalogue import preset
 from dsplan.cli.dry_run_input import allocator_text, choose, dry_rank
+from dsplan.cli.inputs import names_ddp, with_ddp
 from dsplan.cli.model_input import read_model_options
 from dsplan.cli.options import ModelOptions, WorkloadOptions
 from dsplan.cli.plan_input import configuration, named_plan, strategy_plans
@@ -24,6 +25,7 @@ from dsplan.cli.verify_options import (
     RunOptions,
     given_flags,
 )
+from dsplan.dsconfig.ddp import ddp_document
 from dsplan.engine import uncovered
 from dsplan.errors import InputError, choice, require_positive
 from dsplan.hardware import Cluster
@@ -31,7 +33,8 @@ from dsplan.model import ModelShape
 from dsplan.plan import Plan
 from dsplan.units import parse_size
 from dsplan.verification import DATA, Job, NotCovered, require_verifiable
-from dsplan.verify_device import DEVICES
+from dsplan.verify_device import DEVICES, ChosenDevice
+from dsplan.workload import parse_precision
 
 if TYPE_CHECKING:
     from dsplan.dsconfig.read import DsConfig
@@ -112,9 +115,11 @@ def _job(
         ds_config = _document(found, shape, cluster)
         against = NotCovered(settings=found.not_modelled) if found.not_modelled else plan
     else:
-        plan = _strategy(run, workload, shape, cluster)
+        plan = _strategy(run, _of_the_cpu(run, workload, device), shape, cluster)
         plan = with_small_buckets(plan, shape) if is_default else plan
         ds_config = _emitted(plan, shape, cluster)
+        if plan.ddp:
+            ds_config = ddp_document(plan, ds_config)
         against, trained = plan, plan.workload
     why = not_covered(shape, trained) or uncovered(shape, plan)
     if why is not None:
@@ -163,7 +168,26 @@ def _strategy(run: RunOptions, workload: WorkloadOptions, model: ModelShape, clu
     checkpointed = workload.activation_checkpointing not in (None, "none")
     if checkpointed and not name.endswith(_CHECKPOINTED):
         name += _CHECKPOINTED
-    return named_plan(strategy_plans(workload, model, cluster), name, "--strategy")
+    flag = "--plan" if names_ddp(name) else "--strategy"
+    plans = strategy_plans(workload, model, cluster)
+    return named_plan(with_ddp(plans, name, model, flag), name, flag)
+
+
+def _of_the_cpu(run: RunOptions, workload: WorkloadOptions, device: ChosenDevice) -> WorkloadOptions:
+    """``workload``, of DDP on a CPU in fp32: autocast lowers other operators there (aten/src/ATen/autocast_mode.cpp),
+    which no formula knows.
+
+    Raises:
+        InputError: another precision was asked for.
+    """
+    if not device.computes_on_cpu or not names_ddp(run.strategy or DEFAULT_STRATEGY):
+        return workload
+    if workload.precision is not None and parse_precision(workload.precision) != "fp32":
+        raise InputError(
+            f"--precision {workload.precision}: torch's autocast lowers other operators on a CPU, which ddp's formulas "
+            "do not know; allowed: fp32"
+        )
+    return replace(workload, precision="fp32")
 
 
 def _emitted(plan: Plan, model: ModelShape, cluster: Cluster) -> dict[str, Any]:

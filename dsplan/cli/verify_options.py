@@ -30,8 +30,10 @@ class RunOptions:
         str | None,
         typer.Option(
             "--strategy",
+            "--plan",
             metavar="NAME",
-            help=f"zero0, zero1, zero2, zero3, zero3-offload, ... (default {DEFAULT_STRATEGY}).",
+            help=f"zero0, zero1, zero2, zero3, zero3-offload, ... (default {DEFAULT_STRATEGY}); ddp: torch's "
+            "DistributedDataParallel, to compare with.",
             rich_help_panel=_RUN,
         ),
     ] = None

@@ -93,16 +93,18 @@ class _Cast(_Piece):
     ) -> Tensor:
         """``F.linear`` of a fp32 or half input; ``biases`` 0 means none. The casts are nodes of their own.
 
-        The gradient of a ``tied`` weight waits for the other use of the weight, which hands both over.
+        They are made from the last argument to the first, as GCC evaluates those of one call (autocast_mode.h,
+        WrapFunction_), and so autograd goes back by the input's, the weight's and the bias' in that order. The gradient
+        of a ``tied`` weight waits for the other use of the weight, which hands both over.
         """
         t, e = self.tape, self.e
         if t.kernels.zero3_linear:
             early = self.forgets_early
             return own_linear(t, x, name, size, half, e, weights, biases, term, tied=tied, forgets_early=early)
+        bias = self._cast_parameter(f"{name}.bias", biases) if biases else None
+        weight = self._cast_parameter("" if tied else f"{name}.weight", weights)
         y = x if x.storage.size == t.kernels.rounded(half) and e != FULL else cast(t, x, half, NORMALISED)
-        weight = t.tensor(e * weights, WEIGHT_COPIES)
         kept, kept_weight = t.save(y), t.save(weight)
-        bias = t.tensor(e * biases, WEIGHT_COPIES) if biases else None
         if t.saving or not self.checkpoints:
             t.drop(weight)  # autograd's from here on
         if bias is not None and self.recomputes:
@@ -124,17 +126,24 @@ class _Cast(_Piece):
                 dx = t.allocate(half, BACKWARD)
             t.release(gradient)
             t.forget(kept, kept_weight)
-            if biases:
-                t.allocate(FULL * biases, PARAMETER_GRADIENT)
-                t.release(half_bias)
-                t.parameter_gradient(f"{name}.bias")
-            t.allocate(FULL * weights, PARAMETER_GRADIENT)
-            t.release(half_weight)
-            if not tied:
-                t.parameter_gradient(f"{name}.weight")
+            if bias is not None:
+                t.give(bias, half_bias)
+            t.give(weight, half_weight)
             t.give(y, dx)
 
         return t.node(out, backward)
+
+    def _cast_parameter(self, name: str, numel: int) -> Tensor:
+        """A parameter's copy in half, whose gradient is cast back and then the engine's; without a name it is not."""
+        t, copy = self.tape, self.tape.tensor(self.e * numel, WEIGHT_COPIES)
+
+        def backward(gradient: Storage) -> None:
+            t.allocate(FULL * numel, PARAMETER_GRADIENT)
+            t.release(gradient)
+            if name:
+                t.parameter_gradient(name)
+
+        return t.node(copy, backward)
 
     @property
     def recomputes(self) -> bool:

@@ -54,7 +54,7 @@ def counted(
         The same ``walked`` where nothing is replayed, or the device has no such allocator.
     """
     small = model.num_layers <= SMALL_LAYERS and max(step.peak_bytes for step in walked.steps) < SMALL_BYTES
-    if not kernels.whole_segments or plan.ddp or not (small or however_large):
+    if not kernels.whole_segments or not (small or however_large):
         return walked
     ranks = candidate_ranks(trained_part(model), plan, world_size) if rank is None else (rank,)
     found: dict[tuple[str, str], PhaseMemory] = {}

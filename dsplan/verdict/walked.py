@@ -71,7 +71,7 @@ class Walked:
         accelerator = self._cluster.accelerator
         if accelerator is None or accelerator.usable_bytes is None:
             return None
-        if accelerator.kind not in REPLAYED or self._plan.ddp:
+        if accelerator.kind not in REPLAYED:
             return None
         return accelerator.usable_bytes - self.device.overhead_bytes
 

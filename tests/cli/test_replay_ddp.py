@@ -22,12 +22,15 @@ def test_ddp_is_estimated_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     one = case("1.7B-ddp")
     assert one.model.shape is not None
     walked = walk_as(one.model.shape, one.plan, 8, kernels_of(accelerator("a100-40gb")))
-    assert (plan["name"], plan["verdict"]) == ("ddp", "tight")
-    assert plan["device"]["steps_peak_bytes"] == highest_step(walked).peak_bytes
+    assert (plan["name"], plan["verdict"]) == ("ddp", "does not fit")  # torch 1.8 took less
+    replayed = plan["device"]["steps_peak_bytes"]  # whole blocks, of which the walk knows the tensors
+    assert 0 <= replayed - highest_step(walked).peak_bytes < 1e-4 * replayed
 
 
 def test_it_is_no_row_and_cannot_be_emitted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(("estimate", *GIVEN)) == 0
     assert "ddp" not in capsys.readouterr().out
     assert main(("emit-config", *GIVEN, "--strategy", "ddp", "-o", str(tmp_path / "ds.json"))) == 2
-    assert "--strategy: unknown value 'ddp'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == "dsplan: error: --strategy ddp: is torch's DDP, which reads no DeepSpeed configuration\n"
+    assert not (tmp_path / "ds.json").exists()

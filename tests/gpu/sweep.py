@@ -19,8 +19,11 @@ from typing import Any
 
 from dsplan.dsconfig.emit import emit
 from dsplan.hardware import Cluster
+from dsplan.model import ModelShape
 from tests.gpu.cases import REMADE, Case
 from tests.gpu.cases import SETS as MINGPT_SETS
+from tests.gpu.ddp_cases import DDP, THROUGHPUT
+from tests.gpu.eight_cases import EIGHT, THROUGHPUT_8
 from tests.gpu.hf_cases import HF
 from tests.gpu.shared_cases import SHARED_4, SHARED_8, SHARED_8_ON_4
 
@@ -31,6 +34,10 @@ SETS = {
     "shared-4": SHARED_4,
     "shared-8": SHARED_8,
     "shared-8-on-4": SHARED_8_ON_4,
+    "ddp": DDP,
+    "throughput": THROUGHPUT,
+    "eight": EIGHT,
+    "throughput-8": THROUGHPUT_8,
 }
 
 
@@ -47,11 +54,10 @@ def start(case: Case, devices: list[int], timeout_s: int, device: str) -> Runnin
     model = case.model_shape()
     folder = Path(tempfile.mkdtemp(prefix=case.name))
     (folder / "config.json").write_text(json.dumps(model.to_config()))
-    configuration = folder / f"{case.name}.json"
-    configuration.write_text(json.dumps(emit(case.plan(), model, Cluster(gpus_per_node=case.gpus))))
     command = [
         *(sys.executable, "-m", "dsplan", "verify", "--model", str(folder / "config.json")),
-        *("--ds-config", str(configuration), "--seq-len", str(case.sequence_length)),
+        *(_ddp(case) if case.ddp else _deepspeed(case, model, folder)),
+        *("--seq-len", str(case.sequence_length)),
         *("--activation-checkpointing", case.checkpointing, "--device", device, "--gpus", str(case.gpus)),
         *(("--share-devices", str(case.devices)) if case.devices else ()),
         *(("--late-release",) if case.late_release else ()),
@@ -62,6 +68,21 @@ def start(case: Case, devices: list[int], timeout_s: int, device: str) -> Runnin
         command, env=environment, stdout=(folder / "stdout.log").open("wb"), stderr=subprocess.STDOUT
     )
     return Running(case, devices, process, folder)
+
+
+def _deepspeed(case: Case, model: ModelShape, folder: Path) -> tuple[str, ...]:
+    configuration = folder / f"{case.name}.json"
+    configuration.write_text(json.dumps(emit(case.plan(), model, Cluster(gpus_per_node=case.gpus))))
+    return "--ds-config", str(configuration)
+
+
+def _ddp(case: Case) -> tuple[str, ...]:
+    workload = case.plan().workload
+    return (
+        *("--plan", "ddp", "--precision", workload.precision, "--optimizer", workload.optimizer),
+        *("--micro-batch-size", str(workload.micro_batch_size)),
+        *("--gradient-accumulation-steps", str(workload.gradient_accumulation_steps)),
+    )
 
 
 def finish(run: Running) -> dict[str, Any]:
@@ -97,6 +118,9 @@ def main() -> None:
         parser.error(f"--only: not in the set {arguments.set}: {', '.join(unknown)}")
     chosen = [case for case in SETS[arguments.set] if arguments.only is None or case.name in arguments.only]
     waiting = [case for case in chosen if case.cards <= arguments.gpus]
+    for case in chosen:
+        if case not in waiting:
+            print(f"{case.name:36} not started: needs {case.cards} cards", flush=True)
     free, running, documents = list(range(arguments.gpus)), [], []
     while waiting or running:
         in_time = time.monotonic() - begun < arguments.seconds

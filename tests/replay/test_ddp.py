@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dsplan.engine import Run, engine_for
-from dsplan.engine.ddp import BUCKET_BYTES, FIRST_BUCKET_BYTES, bucket_bytes
+from dsplan.engine.ddp import BROADCAST_BYTES, BUCKET_BYTES, FIRST_BUCKET_BYTES, Ddp, bucket_bytes, ready_order
 from dsplan.errors import InputError
 from dsplan.ledger import Ledger, PhaseMemory
 from dsplan.model import ModelShape
@@ -51,6 +52,62 @@ def test_accumulated_gradients_are_added_in_place() -> None:
     once, twice = walked(), walked(gradient_accumulation_steps=2)
     assert phases(twice, 2)["backward"].level_bytes == phases(once, 2)["backward"].level_bytes
     assert phases(twice, 2)["step"].level_bytes == phases(once, 2)["step"].level_bytes
+
+
+def test_the_buckets_of_the_second_step_take_what_the_first_bucket_took() -> None:
+    result = walked()
+    first, second = (phases(result, step)["forward"] for step in (1, 2))
+    assert second.peak_bytes - first.peak_bytes == 8 * PSI  # the moments
+    assert second.level_bytes - first.level_bytes == 8 * PSI
+
+
+@pytest.mark.parametrize(("precision", "first", "second"), [("fp32", "bias", "weight"), ("bf16", "weight", "bias")])
+def test_gradients_come_from_the_head_to_the_embedding(precision: str, first: str, second: str) -> None:
+    """Under autocast in the reverse order of the casts, which are the arguments of one call, the last one first."""
+    plan = Plan(name="ddp", ddp=True, workload=Workload(sequence_length=8, precision=precision))
+    run = Run(model=MODEL, plan=plan, world_size=4, kernels=EXACT, ledger=Ledger(EXACT))
+    order = ready_order(run)
+    names = [MODEL.parameters[index].name for index in order]
+    assert sorted(order) == list(range(len(MODEL.parameters)))
+    assert names[0] == "lm_head.weight"
+    assert names[-1] == "transformer.wte.weight"
+    last = f"transformer.h.{MODEL.num_layers - 1}.mlp.c_proj"
+    places = [names.index(name) for name in (f"{last}.{first}", f"{last}.{second}", "transformer.h.0.ln_1.weight")]
+    assert places == sorted(places)
+
+
+def test_buffers_are_broadcast_before_the_first_pass_of_a_step_alone() -> None:
+    """distributed.py require_forward_param_sync: not after a pass under no_sync."""
+    model = replace(MODEL, num_layers=2)
+    plan = Plan(
+        name="ddp", ddp=True, workload=Workload(sequence_length=8, precision="fp32", gradient_accumulation_steps=3)
+    )
+    ledger = Ledger(EXACT)
+    engine = Ddp(Run(model=model, plan=plan, world_size=4, kernels=EXACT, ledger=ledger))
+    rises = []
+    ledger.begin_step("step")
+    for number in range(6):
+        ledger.begin("forward")
+        engine.boundary = number % 3 == 2
+        before = ledger.level
+        engine.begin_forward()
+        rises.append(ledger.peak - before)
+        ledger.end()
+    masks = 4 * 2 * model.max_position_embeddings**2
+    assert rises == [masks, 0, 0, masks, 0, 0]
+
+
+def test_a_broadcast_has_two_copies_of_at_least_250_mib_under_way() -> None:
+    large = BROADCAST_BYTES // 4
+    ledger = Ledger(EXACT)
+    plan = Plan(name="ddp", ddp=True, workload=Workload(sequence_length=8))
+    engine = Ddp(Run(model=MODEL, plan=plan, world_size=4, kernels=EXACT, ledger=ledger))
+    ledger.begin_step("init")
+    ledger.begin("init")
+    engine._broadcast([1, large, 2, large, 3, large, large])  # of the last there is but a view
+    ledger.end()
+    assert ledger.steps[-1].phases["init"].peak_bytes == 4 * ((2 + large) + (3 + large))
+    assert ledger.level == 0
 
 
 def test_sgd_keeps_no_moments() -> None:

@@ -3,7 +3,8 @@
 One rule for all: training goes well. A number read from a tensor is 1 if it is of a floating type (a norm,
 a loss, a scale: finite and not zero) and 0 if it is an integer or a truth value (no overflow, no NaN, nothing
 found); two tensors that are compared are equal (every rank agrees). One exception: a dry run can be told to skip its
-first steps, as fp16 does until the loss scale has settled; DeepSpeed is then answered that the gradients overflowed.
+first steps, as fp16 does until the loss scale has settled; DeepSpeed, or torch's scaler, is then answered that the
+gradients overflowed.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ class Answers:
         self._note("equal", True)
         return True
 
-    def no_overflow(self) -> None:
-        """torch.amp.GradScaler found no infinity: it counts them in a floating type, which would answer 1."""
-        self._note("found_inf", 0)
+    def found_inf(self) -> bool:
+        """Whether torch.amp.GradScaler found an infinity: it counts them in a floating type, which would answer 1."""
+        overflows = self._to_skip > 0
+        self._note("found_inf", int(overflows))
+        return overflows
 
     def to_document(self) -> list[dict[str, Any]]:
         """The answers given, the most frequent first."""

@@ -177,15 +177,20 @@ def _listed() -> Iterator[tuple[Callable[[Any, Casts], Kernel], str]]:
 
 
 def _each(args: tuple[Any, ...], cast: Cast, dtype: torch.dtype) -> tuple[Any, ...]:
-    """The arguments, tensors and lists of tensors cast; the lists' operators have no tensors among their keywords."""
-    return tuple(
+    """The arguments, tensors and lists of tensors cast; the lists' operators have no tensors among their keywords.
+
+    From the last to the first: torch's casts are the arguments of one call (autocast_mode.h, WrapFunction_), which its
+    compiler, GCC, makes in that order. On it depend which block each gets, and in which order autograd goes back.
+    """
+    found = [
         cast(dtype, value)
         if isinstance(value, torch.Tensor)
         else [cast(dtype, item) if isinstance(item, torch.Tensor) else item for item in value]
         if isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value)
         else value
-        for value in args
-    )
+        for value in reversed(args)
+    ]
+    return tuple(reversed(found))
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[torch.Tensor]:

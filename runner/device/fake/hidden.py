@@ -24,6 +24,8 @@ Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], Transients]
 #: The same of a kernel that runs in parts, one after the other.
 Parts = Callable[[tuple[Any, ...], dict[str, Any], Any, Kernels], Iterator[Transients]]
 HALF_BYTES = 2
+#: Elements that a block of threads takes of a list of tensors.
+NORM_CHUNK = 65_536
 
 
 def transients(
@@ -113,6 +115,14 @@ def _embedding_backward(args: tuple[Any, ...], _kwargs: dict[str, Any], _result:
     return [(DEVICE, size) for size in sizes]
 
 
+def _foreach_norm(args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any) -> Transients:
+    # aten/src/ATen/native/cuda/ForeachReduceOp.cu, foreach_tensor_norm_cuda: the parts of every tensor, as many for
+    # each as the largest has chunks (MultiTensorApply.cuh, kChunkSize); in fp32
+    tensors = args[0]
+    chunks = -(-max(tensor.numel() for tensor in tensors) // NORM_CHUNK)
+    return [(DEVICE, FLOAT_BYTES * len(tensors) * chunks)]
+
+
 def _efficient_backward(
     args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any, _kernels: Kernels
 ) -> Iterator[Transients]:
@@ -164,6 +174,7 @@ _PARTS: dict[Any, Parts] = {
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
     aten._softmax_backward_data.default: _at_once(_softmax_backward),
     aten.embedding_dense_backward.default: _at_once(_embedding_backward),
+    aten._foreach_norm.Scalar: _at_once(_foreach_norm),
     aten.sum.default: _SUM,
     aten.sum.dim_IntList: _SUM,
     aten.mean.default: _reducing(),

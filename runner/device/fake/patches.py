@@ -28,6 +28,7 @@ from runner.device.fake.compiler import compiling
 from runner.device.fake.flattening import gathering_flat
 from runner.device.fake.grouped import grouped_product
 from runner.device.fake.native import NativeOperator
+from runner.device.fake.reducer import Logger, Reducer
 from runner.device.fake.softmax import half_to_float
 from runner.device.fake.streams import Stream
 from runner.device.fake.tracking import Tracker
@@ -75,6 +76,7 @@ def patched_torch(
     """
     with ExitStack() as stack:
         patches = [_of_the_compiler(room), *_of_fake_tensors(tracker, device), _of_the_scaler(tracker.answers)]
+        patches += _of_the_reducer()
         if device.type != "cpu":
             casts = autocast.Casts()
             stack.enter_context(autocast.registered(casts))
@@ -82,9 +84,11 @@ def patched_torch(
             patches += [*_of_the_device(kernels, casts), *_of_the_collectives(UnderWay(early=early_release))]
         for patch in patches:
             stack.enter_context(patch.applied())
-        foreach = importlib.import_module("torch.optim.optimizer")._foreach_supported_types
-        foreach.append(FakeTensor)  # else torch.optim updates one tensor after the other: type(p) is not Parameter
-        stack.callback(foreach.remove, FakeTensor)
+        # Else torch.optim, and torch.nn.utils' clipping, take one tensor after the other: type(p) is not Parameter.
+        for module in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
+            foreach = importlib.import_module(module)._foreach_supported_types
+            foreach.append(FakeTensor)
+            stack.callback(foreach.remove, FakeTensor)
         yield
 
 
@@ -195,8 +199,7 @@ def _of_fake_tensors(tracker: Tracker, device: torch.device) -> list[Patch]:
 
 def _of_the_scaler(answers: Answers) -> Patch:
     def step(_scaler: Any, optimizer: Any, _state: Any, *args: Any, **kwargs: Any) -> Any:
-        answers.no_overflow()
-        return optimizer.step(*args, **kwargs)
+        return None if answers.found_inf() else optimizer.step(*args, **kwargs)
 
     return Patch(
         torch.amp.GradScaler,
@@ -205,6 +208,20 @@ def _of_the_scaler(answers: Answers) -> Patch:
         "torch asks a tensor of a floating type whether a gradient is infinite (torch/amp/grad_scaler.py), and the "
         "rule for numbers would skip every step",
     )
+
+
+def _of_the_reducer() -> list[Patch]:
+    reason = "torch's reducer of DDP is C++ that reads and writes tensors' memory, which fake tensors do not have"
+    return [
+        Patch(torch.distributed, "Reducer", Reducer, reason),
+        Patch(torch.distributed, "Logger", Logger, reason),
+        Patch(
+            torch.distributed,
+            "_verify_params_across_processes",
+            _agreed,
+            "compares the shapes of parameters across ranks, of which there is one",
+        ),
+    ]
 
 
 def _of_the_device(kernels: Kernels, casts: autocast.Casts) -> list[Patch]:

@@ -36,6 +36,7 @@ RELIED_ON: dict[str, dict[str, tuple[str, ...] | None]] = {
         "torch.Tensor._make_subclass": None,
         "torch._C.TensorBase.data": None,
         "torch.optim.optimizer._foreach_supported_types": None,
+        "torch.utils._foreach_utils._foreach_supported_types": None,
         "torch.nn.Module._apply": ("self", "fn", "recurse"),
         "torch._subclasses.fake_tensor.FakeTensor.record_stream": None,
         "torch._subclasses.fake_tensor.FakeTensor.pin_memory": None,
@@ -45,6 +46,18 @@ RELIED_ON: dict[str, dict[str, tuple[str, ...] | None]] = {
         "deepspeed.runtime.zero.utils.assert_ints_same_as_other_ranks": None,
         "deepspeed.runtime.zero.utils.assert_lst_len_same_as_other_ranks": None,
         "deepspeed.runtime.zero.partition_parameters.assert_ints_same_as_other_ranks": None,
+    },
+    "reducer.py": {
+        "torch.distributed.Reducer": None,
+        "torch.distributed.Logger": None,
+        "torch.distributed._verify_params_across_processes": None,
+        "torch._C._distributed_c10d._compute_bucket_assignment_by_size": None,
+        "torch.nn.parallel.distributed.DistributedDataParallel._ddp_init_helper": (
+            "parameters",
+            "expect_sparse_gradient",
+            "param_to_name_mapping",
+            "static_graph",
+        ),
     },
     "compiler.py": {
         "torch.compile": None,

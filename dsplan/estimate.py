@@ -11,7 +11,7 @@ from dsplan.hardware import Accelerator, Cluster
 from dsplan.ladder import OnRung, largest_batch, longest_sequence
 from dsplan.model import ModelShape
 from dsplan.plan import Plan
-from dsplan.recommend import recommend
+from dsplan.recommend import lacks_drive, recommend
 from dsplan.verdict.judge import DOES_NOT_FIT, FITS, TIGHT, UNKNOWN, Pressed
 from dsplan.verdict.remedies import Remedy, proposals
 from dsplan.verdict.rows import (
@@ -84,7 +84,11 @@ def estimate(
         rows.append(row)
         if on_progress is not None:
             on_progress(len(rows), len(plans))
-    name, reason = recommend([(row.plan.name, row.verdict, row.fits_on) for row in rows], cluster)
+    name, reason = recommend(
+        [(row.plan.name, row.verdict, row.fits_on) for row in rows],
+        cluster,
+        lacks_drive=[row.plan.name for row in rows if lacks_drive(row.plan.zero)],
+    )
     return Estimate(model=model, cluster=cluster, plans=tuple(rows), recommended=name, recommendation_reason=reason)
 
 

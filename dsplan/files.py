@@ -1,4 +1,4 @@
-"""Writing files that are either complete or not there."""
+"""Writing files that are either complete or not there; reading files that may have no end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dsplan.errors import InputError
+
+
+def read_at_most(path: Path, size_bytes: int) -> bytes | None:
+    """What is in ``path``; None where that is more than ``size_bytes``.
+
+    A device or pipe does not say its size beforehand, and may have no end.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(size_bytes + 1)
+    return None if len(content) > size_bytes else content
 
 
 def write_text(path: Path | str, text: str, *, force: bool) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dsplan.errors import InputError
 from dsplan.model import ModelShape
@@ -24,9 +24,10 @@ def read_module(factory: str, *, folder: Path | None = None) -> ModelShape:
     """The shape of what ``factory`` makes; it is looked for in ``folder`` (the current one) and where Python looks.
 
     Raises:
-        InputError: there is no such factory, it fails, or what it makes is no module with parameters.
+        InputError: there is no such factory, it fails, or what it makes is no module with parameters to train.
         MissingExtraError: torch is not installed.
     """
+    _refuse_path(factory)
     require_run_extra()
     folder = (folder or Path.cwd()).absolute()
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(folder)]))
@@ -50,4 +51,19 @@ def read_module(factory: str, *, folder: Path | None = None) -> ModelShape:
         raise InputError(f"--module: {factory} ended without an answer: {last[:300]}") from error
     if "error" in answer:
         raise InputError(answer["error"])
+    if not any(trained for _, _, trained in answer["parameters"]):
+        why = "no parameter of it is trained (requires_grad)" if answer["parameters"] else "it has no parameters"
+        raise InputError(f"--module: {factory} makes nothing to train: {why}")
     return shape_from_config({**answer, "folder": str(folder)}, where=f"--module {factory}", name=factory)
+
+
+def _refuse_path(factory: str) -> None:
+    """Raise InputError, with the name that Python imports, for the path of a file."""
+    file, colon, function = factory.rpartition(":")
+    path = PurePath(file)
+    if not colon or path.suffix != ".py":
+        return
+    parts = path.with_suffix("").parts
+    if all(part.isidentifier() for part in parts):
+        raise InputError(f"--module: {factory!r} names a file; write {'.'.join(parts)}:{function}")
+    raise InputError(f"--module: {factory!r} names a file; in its folder write {path.stem}:{function}")

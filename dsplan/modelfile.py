@@ -15,6 +15,7 @@ from typing import Any
 from dsplan.errors import InputError, nearest
 from dsplan.families import FAMILIES, OWN, Decoder, decoder_of, unknown
 from dsplan.families.config import short
+from dsplan.files import read_at_most
 from dsplan.model import ACTIVATIONS, ATTENTIONS, MINGPT, ModelShape
 
 MODEL_TYPES = (MINGPT, *FAMILIES)
@@ -41,6 +42,9 @@ KEYS = {
     "dropout": "dropout",
     "tie_word_embeddings": "tie_word_embeddings",
 }
+#: What tells a configuration of transformers', and one of DeepSpeed's, that has no model_type.
+_TRANSFORMERS = ("architectures", "hidden_size", "num_hidden_layers")
+_DEEPSPEED = ("zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu")
 REQUIRED = ("model_type", "n_layer", "n_head", "n_embd")
 
 _COUNTS = ("n_layer", "n_head", "n_embd", "vocab_size", "block_size")
@@ -75,6 +79,11 @@ def shape_from_config(config: object, *, where: str, name: str = "custom") -> Mo
     # First, because the keys of another model_type are not this one's: the type decides what is read.
     if "model_type" in config and config["model_type"] != MINGPT:
         return _hugging_face_shape(config, where=where, name=name)
+    if "model_type" not in config:
+        if any(key in config for key in _TRANSFORMERS):
+            raise InputError(f"{where}: model_type is missing; allowed: {', '.join(MODEL_TYPES)}")
+        if any(key in config for key in _DEEPSPEED):
+            raise InputError(f"{where}: is a DeepSpeed configuration and not a model; give it with --ds-config")
     for key, value in config.items():
         if key == "$schema":
             continue
@@ -182,11 +191,10 @@ def _is_flat(value: object, depth: int = 3) -> bool:
 
 def _load(file: Path) -> object:
     try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise InputError(
-                f"{file}: {file.stat().st_size:,} bytes are too many for a model file; at most {LARGEST_FILE:,}"
-            )
-        text = file.read_text(encoding="utf-8-sig")
+        content = read_at_most(file, LARGEST_FILE)
+        if content is None:
+            raise InputError(f"{file}: is too large for a model file; at most {LARGEST_FILE:,} bytes")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{file}: no such model file") from error
     except UnicodeDecodeError as error:

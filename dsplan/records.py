@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsplan.errors import InputError
+from dsplan.files import read_at_most
 from dsplan.schemas import schema
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
+
+#: Bytes of the largest record that is read: one of a dry run with every term has some hundred thousand.
+LARGEST_FILE = 64 * 1024**2
 
 #: The schemas that other schemas refer to, by ``$id``.
 _REFERENCED = ("comparison", "model")
@@ -47,7 +51,10 @@ def read_record(path: Path | str, name: str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = read_at_most(path, LARGEST_FILE)
+        if content is None:
+            raise InputError(f"{path}: is too large for a record; at most {LARGEST_FILE:,} bytes")
+        document: dict[str, Any] = json.loads(content.decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -193,5 +193,17 @@ def test_nothing_but_input_errors_for_a_file_that_cannot_be_read(
     def refuse(*args: Any, **kwargs: Any) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     assert message(path) == f"{path}: cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "hidden_size": 64}, "model_type is missing; allowed: mingpt, gpt2"),
+        ({"train_batch_size": 8, "zero_optimization": {"stage": 2}}, "is a DeepSpeed configuration and not a model"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        shape_from_config(config, where="x.json")

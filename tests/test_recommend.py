@@ -6,7 +6,10 @@ import pytest
 
 from dsplan.catalogue import accelerator
 from dsplan.hardware import Cluster
-from dsplan.recommend import recommend
+from dsplan.model import ModelShape
+from dsplan.recommend import lacks_drive, recommend, whole_context
+from dsplan.workload import Workload
+from dsplan.zero import OffloadOptimizer, OffloadParam, ZeroConfig
 
 H200 = Cluster(accelerator=accelerator("h200"))
 NONE = Cluster()
@@ -39,6 +42,31 @@ def test_nothing_is_recommended_where_nothing_fits(verdicts: tuple[str, ...]) ->
     name, reason = recommend(rows(*verdicts), H200)
     assert name is None
     assert "no strategy fits" in reason
+
+
+def test_a_drive_that_nobody_named_comes_last() -> None:
+    three = [("swapping", FITS, ("t4",)), ("host", FITS, ("b200",)), ("slow", FITS, ())]
+    assert recommend(three, H200, lacks_drive=["swapping"]) == ("host", "the fastest that fits")
+    assert recommend(three, H200)[0] == "swapping"
+    assert recommend(three, NONE, lacks_drive=["swapping"])[0] == "host"
+    tight = [("swapping", FITS, ()), ("host", TIGHT, ())]
+    assert recommend(tight, H200, lacks_drive=["swapping"])[0] == "host"
+    alone = [("swapping", FITS, ("t4",)), ("host", NO, ())]
+    for cluster in (H200, NONE):
+        assert recommend(alone, cluster, lacks_drive=["swapping"])[0] == "swapping"
+
+
+def test_a_folder_makes_a_drive() -> None:
+    assert not lacks_drive(ZeroConfig(stage=3))
+    assert lacks_drive(ZeroConfig(stage=3, offload_optimizer=OffloadOptimizer(device="nvme")))
+    assert lacks_drive(ZeroConfig(stage=3, offload_param=OffloadParam(device="nvme")))
+    assert not lacks_drive(ZeroConfig(stage=3, offload_param=OffloadParam(device="nvme", nvme_path="/mnt")))
+
+
+def test_samples_as_long_as_the_model_takes_are_said_to_be() -> None:
+    model = ModelShape(num_layers=1, hidden_size=8, num_attention_heads=1, max_position_embeddings=131_072)
+    assert "all the 131,072 tokens" in whole_context(model, Workload(sequence_length=131_072))
+    assert whole_context(model, Workload(sequence_length=4096)) == ""
 
 
 def test_without_a_device_the_plan_has_to_fit_the_card_that_most_have() -> None:

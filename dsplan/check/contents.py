@@ -12,6 +12,7 @@ from dsplan.check.known import TOP, known_keys
 from dsplan.check.rules.text import text_finding
 from dsplan.check.tree import SYNTAX, Lines, Problem, Section
 from dsplan.errors import InputError
+from dsplan.files import read_at_most
 
 _MARKDOWN = (".md", ".markdown", ".mdx")
 #: Longer files are no configurations.
@@ -56,10 +57,11 @@ def read_text(path: Path) -> str | None:
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; name the files in it")
-        if path.stat().st_size > _LARGEST_BYTES:
+        content = read_at_most(path, _LARGEST_BYTES)
+        if content is None:
             raise InputError(f"{path}: is larger than {_LARGEST_BYTES} bytes, which no configuration is")
         # Offsets count the characters of the file, so that line ends stay what they are.
-        return path.read_bytes().decode("utf-8")
+        return content.decode("utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError:

@@ -27,13 +27,17 @@ _LARGEST_WHOLE = 1e10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """A value and where it ends; ``error`` says what is wrong with it, ``quoteless`` that it is text without quotes."""
+    """A value and where it ends; ``error`` says what is wrong with it, ``quoteless`` that it is text without quotes.
+
+    ``unread``: nothing can be made of it, so that ``value`` says nothing.
+    """
 
     value: str | int | float | bool | None
     end: int
     error: str = ""
     instead: str = ""
     quoteless: bool = False
+    unread: bool = False
 
 
 def read_string(text: str, at: int) -> Token:
@@ -114,7 +118,7 @@ def _value(text: str, at: int, end: int) -> Token | None:
         return None
     value = float(number.group())
     if abs(value) == float("inf"):
-        return Token(value=0, end=end, error="the number is too large")
+        return Token(value=None, end=end, error="the number is too large", unread=True)
     whole, fraction, exponent = number.groups()
     if not fraction and not exponent:
         return Token(value=int(whole), end=end)

@@ -64,6 +64,7 @@ class _Parser:
 
     def document(self) -> Node | None:
         if self.text.startswith("\ufeff", self.at):
+            self.relax("mark", self.at, "a byte order mark (U+FEFF) before the text", "UTF-8 without it")
             self.at += 1
         first = self.peek()
         if first == "":
@@ -195,6 +196,9 @@ class _Parser:
         token = read_quoteless(self.text, start)
         if token.quoteless:
             self.relax("text", start, f"the text {token.value} has no quotes", f'"{token.value}"')
+        if token.unread:
+            self.take(token)
+            return None
         return Scalar(value=self.take(token), offset=start, end=start + len(self.text[start : token.end].rstrip()))
 
     def string(self, quote: str) -> str | int | float | bool | None:

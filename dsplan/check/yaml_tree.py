@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 #: Characters; longer files are no settings of accelerate's, and PyYAML reads some 100,000 a second.
 _LONGEST = 65_536
+#: The tags of lists and mappings as YAML has them.
+_YAML = "tag:yaml.org,2002:"
+_PLAIN = (f"{_YAML}map", f"{_YAML}seq")
 _TOO_DEEP = f"more than {DEEPEST} levels"
 
 
@@ -78,7 +81,7 @@ class _Reader:
         """The tree of ``node``.
 
         Raises:
-            _RefusedError: an alias, a value that Python has not, or too many levels.
+            _RefusedError: an alias, a value that Python has not, a list or mapping of another type, or too many levels.
             yaml.MarkedYAMLError: a tag that is not YAML's own.
         """
         import yaml
@@ -88,6 +91,8 @@ class _Reader:
         if depth > DEEPEST:
             raise _RefusedError(node, _TOO_DEEP)
         self._seen.add(id(node))
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN:
+            raise _RefusedError(node, f"a value of the type {node.tag.removeprefix(_YAML)}: write a plain one")
         start, end = node.start_mark.index, node.end_mark.index
         if isinstance(node, yaml.MappingNode):
             named = [(key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]

@@ -21,6 +21,7 @@ _RUN = "Run"
 _OUTPUT = "Output"
 #: GPUs of a node where only the ranks are known.
 _GPUS_PER_NODE = 8
+_MOST_RANKS = 100_000
 
 
 def check(
@@ -122,6 +123,10 @@ def check(
     for flag, given in (("--gpu", gpu), ("--device-memory", device_memory), ("--seq-len", seq_len)):
         if given is not None and run.model is None:
             raise InputError(f"{flag} {given}: what fits depends on the model; name one with --model")
+    if run.model is not None and seq_len is not None and seq_len > run.model.max_position_embeddings:
+        raise InputError(
+            f"--seq-len: {seq_len} is longer than the {run.model.max_position_embeddings} positions of the model"
+        )
     for path in files:
         if not path.exists():
             hint = "; standard input is /dev/stdin" if str(path) == "-" else ""
@@ -163,6 +168,8 @@ def _cluster(gpu: str | None, device_memory: str | None, world_size: int | None)
     from dsplan.cli.options import MachineOptions
 
     ranks = world_size or 1
+    if ranks > _MOST_RANKS:
+        raise InputError(f"--world-size: {ranks} is not allowed; at most {_MOST_RANKS:,}")
     nodes = ranks // _GPUS_PER_NODE if ranks > _GPUS_PER_NODE and ranks % _GPUS_PER_NODE == 0 else 1
     return read_machine_options(MachineOptions(gpus=ranks // nodes, nodes=nodes, gpu=gpu, device_memory=device_memory))
 

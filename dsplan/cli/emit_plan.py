@@ -11,6 +11,7 @@ from dsplan.cli.inputs import Inputs, read_inputs
 from dsplan.cli.options import MachineOptions, ModelOptions, WorkloadOptions
 from dsplan.cli.progress import progress
 from dsplan.errors import InputError
+from dsplan.recommend import whole_context
 
 if TYPE_CHECKING:
     from dsplan.dsconfig.improve import Improvement
@@ -100,6 +101,7 @@ def _recommended(estimate: Estimate) -> PlanEstimate:
     shortest = max(estimate.plans, key=lambda row: row.headroom_bytes or 0)
     advice = estimate.recommendation_reason.removeprefix("no strategy fits; ")
     raise InputError(
-        f"no strategy fits: {advice}, or write one anyway with --strategy. "
+        f"no strategy fits: {advice}, or write one anyway with --strategy"
+        f"{whole_context(estimate.model, shortest.plan.workload)}. "
         f"Nearest: {shortest.plan.name}: {shortest.reason}"
     )

@@ -57,7 +57,8 @@ class ModelOptions:
         typer.Option(
             "--module",
             metavar="FILE:FACTORY",
-            help="A torch module of your own: PACKAGE.FILE:FACTORY, a function that makes it.",
+            help="A torch module of your own, for verify's dry run and for check: PACKAGE.FILE:FACTORY, a function "
+            "that makes it.",
             rich_help_panel=_MODEL,
         ),
     ] = None

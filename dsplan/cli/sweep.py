@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,19 +74,20 @@ def sweep(
     named = [name for name in (gpu_types or "").split(",") if name.strip()]
     if gpu_types is not None and not named:
         raise InputError("--gpu-types: no device was named; give some, such as a100-80gb,h100")
-    for many, one, flag in (
-        (gpu_types, machine.gpu, "--gpu"),
-        (gpu_counts, machine.gpus, "--gpus"),
-        (micro_batch_sizes, workload.micro_batch_size, "--micro-batch-size"),
-        (sequence_lengths, workload.seq_len, "--seq-len"),
-    ):
-        if many is not None and one is not None:
-            raise InputError(f"{flag} {one} and {_MANY[flag]} {many} contradict each other; give one of them")
+    _require_one_of_each(
+        {
+            "--gpu": (machine.gpu, gpu_types),
+            "--gpus": (machine.gpus, gpu_counts),
+            "--micro-batch-size": (workload.micro_batch_size, micro_batch_sizes),
+            "--seq-len": (workload.seq_len, sequence_lengths),
+        }
+    )
     devices = [_device(name) for name in named] or ([given] if given is not None else [])
+    positions = inputs.model.max_position_embeddings
     grid = {
         "gpus": _numbers(gpu_counts, "--gpu-counts") or [inputs.cluster.gpus_per_node],
         "micro_batch_sizes": _numbers(micro_batch_sizes, "--micro-batch-sizes") or [first.micro_batch_size],
-        "sequence_lengths": _numbers(sequence_lengths, "--seq-lens") or [first.sequence_length],
+        "sequence_lengths": _numbers(sequence_lengths, "--seq-lens", positions) or [first.sequence_length],
     }
     plans = inputs.plans
     if machine.nvme_path is None:
@@ -118,14 +120,20 @@ def sweep(
             ".svg": lambda: sweep_picture(inputs.model, points),
         }[output.suffix]()
         write_text(output, text, force=force)
-        typer.echo(f"{len(points):,} plans in {output}")
-        return
     if as_json:
         from dsplan.report.console import print_document
 
         print_document(sweep_document(inputs.model, points))
-        return
-    typer.echo(sweep_csv(points), nl=False)
+    elif output is not None:
+        typer.echo(f"{len(points):,} plans in {output}")
+    else:
+        typer.echo(sweep_csv(points), nl=False)
+
+
+def _require_one_of_each(given: Mapping[str, tuple[object, str | None]]) -> None:
+    for flag, (one, many) in given.items():
+        if many is not None and one is not None:
+            raise InputError(f"{flag} {one} and {_MANY[flag]} {many} contradict each other; give one of them")
 
 
 def _device(name: str) -> Accelerator:
@@ -138,8 +146,8 @@ def _device(name: str) -> Accelerator:
         raise InputError(f"--gpu-types:{str(error).partition(':')[2]}") from error
 
 
-def _numbers(text: str | None, flag: str) -> list[int]:
-    """Whole numbers of at least 1, separated by commas."""
+def _numbers(text: str | None, flag: str, positions: int | None = None) -> list[int]:
+    """Whole numbers of at least 1, separated by commas; of tokens at most the model's ``positions``."""
     if text is None:
         return []
     found = []
@@ -148,6 +156,8 @@ def _numbers(text: str | None, flag: str) -> list[int]:
             raise InputError(
                 f"{flag}: {part.strip()!r} is not allowed; write whole numbers of at least 1, such as 1,2,4"
             )
+        if positions is not None and int(part) > positions:
+            raise InputError(f"{flag}: {int(part)} is longer than the model's {positions} positions")
         if int(part) > _LARGEST.get(flag, int(part)):
             raise InputError(f"{flag}: {part.strip()} is not allowed; at most {_LARGEST[flag]:,}")
         found.append(int(part))

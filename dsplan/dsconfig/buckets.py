@@ -20,6 +20,8 @@ from dsplan.zero import ZeroConfig
 SMALLEST_REDUCE_BUCKET = 2**24
 #: DeepSpeed's default, above which larger collectives gain nothing.
 LARGEST_BUCKET = 500_000_000
+#: ``runtime/zero/stage_1_and_2.py`` (``nccl_start_alignment_factor``), which an all-gather bucket is a multiple of.
+ALLGATHER_ALIGNMENT = 2
 #: Elements of one tile of the stage-3 update.
 SUB_GROUP_SIZE = 100_000_000
 
@@ -32,8 +34,8 @@ def tuned(zero: ZeroConfig, model: ModelShape, *, world_size: int = 1) -> ZeroCo
     - ``reduce_bucket_size`` (stages 1 to 3): the largest matrix of a block, so that no gradient of
       a block goes around the bucket; at least 2^24, at most 5e8, never more than Ψ. Embeddings may
       be larger: DeepSpeed reduces a gradient above the bucket in place, which needs no copy.
-    - ``allgather_bucket_size`` (stages 1 and 2): 5e8, never more than Ψ. Parameters are gathered in
-      place, so a larger bucket costs nothing.
+    - ``allgather_bucket_size`` (stages 1 and 2): 5e8, never more than Ψ, and even, or DeepSpeed stops
+      (``stage_1_and_2.py``, ``__init__``). Parameters are gathered in place, so a larger bucket costs nothing.
     - ``stage3_prefetch_bucket_size``: 0.9 h², never more than Ψ, and
       ``stage3_param_persistence_threshold``: 10 h, which keeps norms and biases in place: the rule
       of Hugging Face's integration (transformers ``integrations/deepspeed.py``,
@@ -60,7 +62,8 @@ def tuned(zero: ZeroConfig, model: ModelShape, *, world_size: int = 1) -> ZeroCo
         "reduce_bucket_size": min(psi, LARGEST_BUCKET, max(SMALLEST_REDUCE_BUCKET, largest_matrix)),
     }
     if zero.stage < 3:
-        chosen["allgather_bucket_size"] = min(psi, LARGEST_BUCKET)
+        aligned = min(psi, LARGEST_BUCKET) // ALLGATHER_ALIGNMENT * ALLGATHER_ALIGNMENT
+        chosen["allgather_bucket_size"] = max(ALLGATHER_ALIGNMENT, aligned)
     else:
         chosen["stage3_prefetch_bucket_size"] = min(psi, 9 * h * h // 10)
         chosen["stage3_param_persistence_threshold"] = 10 * h

@@ -8,15 +8,20 @@ transformers' Trainer uses too: ``json.load``); Lightning ``strategies/deepspeed
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from dsplan.dsconfig.batch import ACCUMULATION, MICRO_BATCH, TRAIN_BATCH
 from dsplan.dsconfig.consumers import CONSUMER_NAMES, DEEPSPEED
 from dsplan.errors import InputError
+from dsplan.files import read_at_most
 
 #: Bytes of the largest file that is read: configurations have a few thousand.
 LARGEST_FILE = 4 * 1024**2
+#: Up to which Hjson makes a whole number of a float that is one.
+_LARGEST_WHOLE = 1e10
 _JSON_NAMES = {list: "a list", str: "a string", bool: "a truth value", int: "a number", float: "a number"}
 
 
@@ -29,19 +34,40 @@ def load_document(path: Path, consumer: str = DEEPSPEED) -> dict[str, Any]:
             infinite; the outermost value is not an object.
     """
     text = _text(path)
+    _refuse_yaml(path, text)
     if not text.strip():
         raise InputError(f"{path}: is empty")  # Hjson would take it for an empty object
     document = _parse(path, text, consumer)
     if not isinstance(document, dict):
         raise InputError(f"{path}: must hold an object {{...}}, not {_JSON_NAMES.get(type(document), 'null')}")
-    return document
+    return _with_whole_counts(document) if consumer == DEEPSPEED else document
+
+
+def _with_whole_counts(document: dict[str, Any]) -> dict[str, Any]:
+    """Batch sizes such as 2.0 as DeepSpeed's reader has them (hjson ``decoder.py``, ``scantfnns``), not json.load."""
+    whole = {
+        key: int(value)
+        for key in (TRAIN_BATCH, MICRO_BATCH, ACCUMULATION)
+        if isinstance(value := document.get(key), float) and value.is_integer() and abs(value) < _LARGEST_WHOLE
+    }
+    return {**document, **whole}
+
+
+def _refuse_yaml(path: Path, text: str) -> None:
+    """accelerate's file says where the configuration is; Hjson would take every line of it for a key."""
+    if path.suffix.lower() not in (".yaml", ".yml") or text.lstrip("\ufeff \t\r\n").startswith("{"):
+        return
+    named = re.search(r"^[ \t]+deepspeed_config_file:[ \t]*(\S+)", text, re.MULTILINE)
+    what = "a configuration in JSON" if named is None else f"the file that it names, {named.group(1)}"
+    raise InputError(
+        f"{path}: is YAML, and no DeepSpeed configuration; give {what} (dsplan check reads accelerate's YAML)"
+    )
 
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
+        content = read_at_most(path, LARGEST_FILE)
+        if content is None:
             raise InputError(f"{path}: is too large for a configuration; at most {LARGEST_FILE:,} bytes")
         return content.decode("utf-8")
     except OSError as error:

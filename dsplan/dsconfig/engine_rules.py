@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dsplan.dsconfig.buckets import ALLGATHER_ALIGNMENT
 from dsplan.dsconfig.not_modelled import lookup, same_dtype
 from dsplan.errors import InputError
 
@@ -84,6 +85,19 @@ def secondary_partition(engine: Engine) -> Iterator[Refusal]:
         divisors = [str(number) for number in range(1, world_size + 1) if world_size % number == 0]
         yield Refusal(
             key=key, message=f"{size} does not divide the {world_size} ranks", instead=f"one of {', '.join(divisors)}"
+        )
+
+
+def allgather_alignment(engine: Engine) -> Iterator[Refusal]:
+    """``runtime/zero/stage_1_and_2.py``, ``__init__``; not ``runtime/bf16_optimizer.py``, which stage 1 may be."""
+    accumulates = str(engine.get("data_types.grad_accum_dtype", engine.precision)).lower()
+    other = engine.stage == 1 and engine.precision == "bf16" and same_dtype(accumulates, "fp32")
+    size = int(engine.get(f"{_ZERO}allgather_bucket_size", 0))
+    if engine.stage in (1, 2) and not other and size % ALLGATHER_ALIGNMENT:
+        yield Refusal(
+            key=f"{_ZERO}allgather_bucket_size",
+            message=f"{size} is odd, which stages 1 and 2 do not take",
+            instead=str(size - size % ALLGATHER_ALIGNMENT or ALLGATHER_ALIGNMENT),
         )
 
 
@@ -180,6 +194,7 @@ def gradient_norm(engine: Engine) -> Iterator[Refusal]:
 
 RULES: tuple[Callable[[Engine], Iterator[Refusal]], ...] = (
     secondary_partition,
+    allgather_alignment,
     scattered_gradients,
     muon,
     master_weights,

@@ -28,6 +28,15 @@ UNTESTED = ("sgd",)
 #: Gone with ``runtime/fp16/onebit``; 0.19.6 was the last release that had them.
 REMOVED = ("onebitadam", "onebitlamb", "zerooneadam")
 REMOVED_SINCE = "0.19.7"
+#: Classes that DeepSpeed makes for a name (``_configure_basic_optimizer``), and that are no names themselves.
+CLASSES = {
+    "fusedadam": "Adam",
+    "deepspeedcpuadam": "Adam",
+    "fusedlamb": "Lamb",
+    "fusedlion": "Lion",
+    "deepspeedcpulion": "Lion",
+    "deepspeedcpuadagrad": "Adagrad",
+}
 MUON = "muon"
 
 _COMMON = {"lr", "weight_decay"}
@@ -150,7 +159,7 @@ def _name(given: str) -> str:
                 f"optimizer.type: DeepSpeed has no {given!r} any more since {REMOVED_SINCE}; modelled: "
                 f"{', '.join(OPTIMIZERS.values())}"
             )
-        near = nearest(given, (*OPTIMIZERS.values(), *NOT_MODELLED))
+        near = [CLASSES[name]] if name in CLASSES else nearest(given, (*OPTIMIZERS.values(), *NOT_MODELLED))
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise InputError(
             f"optimizer.type: DeepSpeed has no {given!r}; {hint}modelled: {', '.join(OPTIMIZERS.values())}"

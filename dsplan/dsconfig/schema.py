@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _TOP = "the top level"
 
+#: How keys begin that stand for a comment, which JSON does not have. DeepSpeed never asks for them at the top level.
+COMMENTS = ("_", "#", "//")
+
 _TYPE_WORDS = {
     "boolean": "true or false",
     "integer": "a whole number",
@@ -43,7 +46,7 @@ def validate(document: Mapping[str, Any]) -> list[str]:
     """What is wrong with ``document``, one line a mistake, in the order of the keys; empty when nothing is.
 
     Each line names the dotted key, the value and what is allowed; an unknown key comes with the
-    nearest valid one.
+    nearest valid one. A key of the top level that stands for a comment (:data:`COMMENTS`) is no mistake.
     """
     from jsonschema import Draft202012Validator  # takes 100 ms to import; planning does without
 
@@ -58,7 +61,7 @@ def _lines(error: ValidationError) -> Iterator[str]:
     rules = _mapping(error.schema)
     if error.validator == "additionalProperties":
         for key in _mapping(error.instance):
-            if key not in rules["properties"]:
+            if key not in rules["properties"] and not (path == "" and key.startswith(COMMENTS)):
                 yield _unknown_key(path, key, rules["properties"])
     elif error.validator == "required":
         # jsonschema reports one missing key an error, and names it only in the message.

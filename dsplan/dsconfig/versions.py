@@ -7,6 +7,7 @@ What a release knows stands in the schema (``x-since``, ``x-names``, ``x-default
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -60,13 +61,23 @@ def parse_version(text: str) -> Version:
     plain = text.strip().removeprefix("v").partition("+")[0]
     releases = supported_versions()
     if plain not in releases:
-        near = nearest(plain, releases, limit=1)
+        near = _beyond(plain, releases) or nearest(plain, releases, limit=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(
             f"deepspeed-version: {text!r} is not allowed; it must be a release from {releases[0]} to "
             f"{releases[-1]}{hint}"
         )
     return _numbers(plain)
+
+
+def _beyond(plain: str, releases: tuple[str, ...]) -> list[str]:
+    """Of a release before or after all: the end of the list, not the one that is spelled most alike."""
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})*", plain) is None:
+        return []
+    given = tuple(int(part) for part in plain.split("."))
+    if given > _numbers(releases[-1]):
+        return [releases[-1]]
+    return [releases[0]] if given < _numbers(releases[0]) else []
 
 
 def knows(key: str, version: str) -> bool:

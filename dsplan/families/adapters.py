@@ -56,12 +56,17 @@ def with_frozen_layers(decoder: Decoder, count: int, where: str) -> Decoder:
     """``decoder`` with its first ``count`` blocks frozen, and all that comes before them.
 
     Raises:
-        InputError: more blocks than there are.
+        InputError: more blocks than there are, or nothing is left to train.
     """
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= decoder.num_layers:
         raise InputError(
             f"{where}: frozen_layers: {short(count)} is not allowed; of {decoder.num_layers} layers it must be 1 to "
             f"{decoder.num_layers}"
+        )
+    if count == decoder.num_layers and not any(parameter.trained for parameter in decoder.after):
+        raise InputError(
+            f"{where}: frozen_layers: {count} is not allowed; nothing comes after the {count} layers, so that nothing "
+            f"would be trained: at most {count - 1}"
         )
     frozen = tuple(_frozen(kind) for kind in decoder.kinds)
     kinds = len(decoder.kinds)

@@ -113,9 +113,12 @@ class Config:
         name, value = self._found(key)
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) != length or any(item not in allowed for item in value):
-            raise self._refused(name, value, f"a list of {length} of {', '.join(allowed)}")
-        return tuple(value)
+        if isinstance(value, list) and len(value) == length:
+            wrong = [item for item in value if item not in allowed]
+            if not wrong:
+                return tuple(value)
+            raise self._refused(name, wrong[0], f"one of {', '.join(allowed)}")
+        raise self._refused(name, value, f"a list of {length} of {', '.join(allowed)}")
 
     def layers(self, key: str, num_layers: int) -> frozenset[int]:
         """A list of indices of layers; empty where the key is missing or null. What is beyond the last is ignored."""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Columns that no table has.
 _UNLIMITED = 10_000
+#: Columns of a terminal that does not say how many it has, and the fewest that text is wrapped to.
+_USUAL, _FEWEST = 80, 40
 
 
 def stdout_console() -> Console:
@@ -21,7 +23,17 @@ def stdout_console() -> Console:
     from rich.console import Console
 
     # Highlighting would colour every number alike, which says nothing.
-    return Console(highlight=False, emoji=False, markup=False)
+    console = Console(highlight=False, emoji=False, markup=False)
+    # COLUMNS=0 is "not known", and would leave no room for a letter.
+    console.width = max(console.width or _USUAL, _FEWEST)
+    return console
+
+
+def is_wider(console: Console, table: Table) -> bool:
+    """Whether the terminal is too narrow for ``table`` with every row on one line."""
+    from rich.measure import Measurement
+
+    return Measurement.get(console, console.options.update(max_width=_UNLIMITED), table).maximum > console.width
 
 
 def print_table(console: Console, table: Table) -> None:

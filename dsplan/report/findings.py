@@ -121,7 +121,12 @@ def _uri(path: Path) -> str:
 
 def _line(finding: Finding) -> str:
     place = f"{finding.path}:{finding.line}:{finding.column}"
-    return f"{place}: {finding.severity} {finding.rule.id}: {_what(finding)}"
+    return _shown(f"{place}: {finding.severity} {finding.rule.id}: {_what(finding)}")
+
+
+def _shown(text: str) -> str:
+    """``text`` on one line: a key or a path may hold line ends, and codes that a terminal or a CI's log acts on."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _what(finding: Finding) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dsplan import __version__
+from dsplan.recommend import whole_context
 from dsplan.report.console import print_table
 from dsplan.report.header import header_lines
 from dsplan.report.scatter import Dot, scatter
@@ -48,7 +49,10 @@ def print_search(
         for line in _settings(winner):
             console.print(line)
     else:
-        console.print("Nothing fits; use more or larger devices, a shorter sequence or another model", style="bold")
+        whole = "" if workload is None else whole_context(result.model, workload)
+        console.print(
+            f"Nothing fits; use more or larger devices, a shorter sequence or another model{whole}", style="bold"
+        )
     if len(result.front) > 1:
         console.print("\nMemory against speed: nothing else is both smaller and faster.\n")
         print_table(console, _table(result.front, marked=False, wide=console.width >= WIDE))

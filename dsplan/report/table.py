@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from dsplan.estimate import BY_DRY_RUN, DOES_NOT_FIT, FITS, TIGHT, DeviceEstimate, Estimate, PlanEstimate
 from dsplan.ledger import DEVICE
 from dsplan.overhead import PROCESS_HOST_BYTES
-from dsplan.report.console import print_table
+from dsplan.recommend import lacks_drive, whole_context
+from dsplan.report.console import is_wider, print_table
 from dsplan.report.header import filled_lines, header_lines
 from dsplan.units import GIB, format_bytes
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from dsplan.dsconfig.read import DsConfig
 
-#: Columns of a terminal from which on the moment of the peak is shown too.
+#: Columns of a terminal from which on tables have columns that can be done without.
 WIDE = 110
 
 
@@ -31,7 +32,8 @@ def print_estimate(
     for line in filled_lines(ds_config) if ds_config is not None else ():
         console.print(line)
     console.print()
-    print_table(console, comparison_table(estimate, wide=console.width >= WIDE))
+    table = comparison_table(estimate, wide=True)
+    print_table(console, comparison_table(estimate, wide=False) if is_wider(console, table) else table)
     console.print()
     console.print(_legend(estimate))
     if estimate.cluster.accelerator is None:
@@ -112,7 +114,7 @@ def comparison_table(estimate: Estimate, *, wide: bool) -> Table:
     """The table alone; sizes in GiB."""
     from rich.table import Table
 
-    known = estimate.cluster.accelerator is not None
+    known, alone = estimate.cluster.accelerator is not None, len(estimate.plans) == 1
     laddered = known and len(estimate.plans) > 1 and _laddered(estimate)
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="bold")
     table.add_column("\n  strategy", no_wrap=True)
@@ -137,7 +139,7 @@ def comparison_table(estimate: Estimate, *, wide: bool) -> Table:
             _where(row.device, wide=wide),
             *([row.device.peak_moment] if wide else []),
             *_host(row, estimate.cluster.gpus_per_node),
-            *([_fits(row), _batch(row)] if known else [_smallest_card(row)]),
+            *([_fits(row), _batch(row, alone=alone)] if known else [_smallest_card(row)]),
             *([_count(row.max_sequence_length)] if laddered else []),
         ]
         table.add_row(*cells, style="bold green" if recommended else "dim" if row.verdict == DOES_NOT_FIT else None)
@@ -184,10 +186,14 @@ def _fits(row: PlanEstimate) -> str:
     return f"no {left}" if row.headroom_bytes < 0 else "no: CPU"
 
 
-def _batch(row: PlanEstimate) -> str:
-    """The largest micro batch; ~ where nothing but the closed bound says so."""
+def _batch(row: PlanEstimate, *, alone: bool) -> str:
+    """The largest micro batch; ~ where nothing but the closed bound says so.
+
+    Of one plan it is found by replays where there is an allocator to replay (``closely``), of several on a ladder.
+    """
     found = _count(row.max_micro_batch_size)
-    return f"~{found}" if row.max_micro_batch_size and row.max_sequence_length is None else found
+    replayed = row.max_sequence_length is not None or (alone and row.pressed is not None)
+    return found if replayed or not row.max_micro_batch_size else f"~{found}"
 
 
 def _count(number: int | None) -> str:
@@ -218,10 +224,10 @@ def _conclusion(estimate: Estimate) -> str:
     if len(estimate.plans) == 1:
         return _verdict(estimate.plans[0])
     if estimate.recommended is None:
-        return f"No recommendation: {estimate.recommendation_reason}"
+        whole = whole_context(estimate.model, estimate.plans[0].plan.workload)
+        return f"No recommendation: {estimate.recommendation_reason}{whole}"
     zero = next(row.plan.zero for row in estimate.plans if row.plan.name == estimate.recommended)
-    swaps = any(each.device == "nvme" and not each.nvme_path for each in (zero.offload_optimizer, zero.offload_param))
-    drive = "; it needs an NVMe drive on each node (--nvme-path)" if swaps else ""
+    drive = "; it needs an NVMe drive on each node (--nvme-path)" if lacks_drive(zero) else ""
     return f"* Recommended: {estimate.recommended}: {estimate.recommendation_reason}{drive}"
 
 

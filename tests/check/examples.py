@@ -168,6 +168,13 @@ EXAMPLES: dict[str, list[Example]] = {
         ),
     ],
     "DS402": [
+        _zero('"stage": 2, "allgather_bucket_size":@500000001', '"stage": 2, "allgather_bucket_size": 500000000'),
+        _keys(
+            '"zero_optimization": {"stage": 1, "allgather_bucket_size":@7}, "bf16": {"enabled": true}',
+            '"zero_optimization": {"stage": 1, "allgather_bucket_size": 7}, "bf16": {"enabled": true}, '
+            '"data_types": {"grad_accum_dtype": "fp32"}',
+        ),
+        _zero('"stage": 3, "zero_hpz_partition_size":@3', '"stage": 3, "zero_hpz_partition_size": 4', world_size=8),
         _zero(
             '"stage": 2, "offload_optimizer": {"device": "cpu", "ratio":@0.5}',
             '"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}',

@@ -54,6 +54,30 @@ def test_warnings_fail_only_when_strict(capsys: pytest.CaptureFixture[str]) -> N
     assert "1 error, 1 warning, 1 note (2 not shown; see --severity)." in out
 
 
+def test_a_verdict_that_was_asked_for_and_cannot_be_had_is_seen(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "ds_config.json"
+    path.write_text('{"train_batch_size": 8, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}')
+    code, out, _ = run(capsys, path, "--model", "gpt2-xl", "--device-memory", "1GB")
+    assert code == 0
+    assert "warning DS813: no verdict on memory, estimated for one rank (--world-size says how many): batch" in out
+    assert run(capsys, path, "--model", "gpt2-xl", "--device-memory", "1GB", "--strict")[0] == 1
+    filled = tmp_path / "hf.json"
+    filled.write_text('{"train_batch_size": "auto", "zero_optimization": {"stage": 2}}')
+    _, out, _ = run(capsys, filled, "--for", "hf", "--model", "gpt2-xl", "--device-memory", "1GB", "--world-size", "8")
+    assert '"auto" becomes what arguments say that are not in the file; dsplan estimate --for hf takes them' in out
+    code, out, _ = run(capsys, path, "--model", "gpt2-xl", "--device-memory", "1GB", "--world-size", "8")
+    assert code == 1
+    assert "error DS811: this will not fit" in out
+    for arguments, said in (
+        (("--seq-len", "4096", "--model", "gpt2"), "--seq-len: 4096 is longer than the 1024 positions of the model"),
+        (("--world-size", "100001", "--gpu", "h100", "--model", "gpt2"), "--world-size: 100001 is not allowed"),
+    ):
+        assert main(["check", str(path), *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_bad_input_is_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for arguments in (
         [tmp_path / "none.json"],

@@ -124,6 +124,7 @@ def test_a_mistake_is_found_where_it_is(text: str, message: str, line: int, colu
         '{"a": True, "b": {"c": 2}}',
         '{"a": "x, "b": 1\n "b": {"c": 2}}',
         '{"a": AdamW, "b": {"c": 2}}',
+        '{"a": 1e999, "b": {"c": 2}}',
         '{"a": 1}, "b": {"c": 2}}',
         '{"a": [1, 2, "b": 1\n}, "b": {"c": 2}',
         '{"a" 1, "b": {"c": 2',
@@ -148,12 +149,20 @@ def test_reading_goes_on_after_a_mistake(text: str) -> None:
         ("{a: 1}", "the key a has no quotes"),
         ('{"a": x\n}', "the text x has no quotes"),
         ('"a": 1', "no braces"),
+        ('\ufeff{"a": 1}', "a byte order mark"),
     ],
 )
 def test_what_only_hjson_takes_is_said(text: str, what: str) -> None:
     problems = parse(text).problems
     assert {problem.kind for problem in problems} == {RELAXED}
     assert any(what in problem.message for problem in problems)
+
+
+def test_of_a_number_that_is_too_large_nothing_more_is_said() -> None:
+    parsed = parse('{"train_batch_size": 1e999, "betas": [1e999, 2]}')
+    assert isinstance(parsed.root, Section)
+    assert plain(parsed.root) == {"betas": [2]}
+    assert [problem.message for problem in parsed.problems] == ["the number is too large"] * 2
 
 
 def test_a_key_given_twice() -> None:

@@ -119,6 +119,12 @@ def test_what_accelerate_config_writes_besides_is_read(tmp_path: Path) -> None:
         ("deepspeed_config:\n  zero_stage: \x01\n", (2, 15), "special characters are not allowed"),
         ("a: 2001-99-99\ndeepspeed_config:\n  zero_stage: 2\n", (1, 4), "month must be in 1..12"),
         ("a: &two 2\ndeepspeed_config:\n  zero_stage: *two\n", (1, 4), "write it in both"),
+        (
+            "deepspeed_config: !!python/object/apply:os.system [x]\n",
+            (1, 19),
+            "of the type python/object/apply:os.system",
+        ),
+        ("a: !!set {x}\ndeepspeed_config:\n  zero_stage: 2\n", (1, 4), "of the type set"),
         ("deepspeed_config: &all\n  zero_stage: *all\n", (1, 19), "write it in both"),
         (f"deepspeed_config: {'[' * 60}{']' * 60}\n", (1, 1), "more than 50 levels"),
         (

@@ -35,6 +35,16 @@ def test_a_full_disk_is_one_line(arguments: tuple[str, ...]) -> None:
     assert done.stderr == "dsplan: error: the output cannot be written: No space left on device\n"
 
 
+@pytest.mark.parametrize(("columns", "widest"), [("0", 80), ("1", 80), ("60", 80), ("nonsense", 80)])
+def test_a_terminal_that_does_not_say_its_width_loses_nothing(columns: str, widest: int, run: Run) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", columns)
+        lines = run(*SMALL, "--gpu", "h100").out.splitlines()
+    assert lines[0].startswith("Model: gpt-nano: ")
+    assert any(line.startswith("  zero0") for line in lines)
+    assert 40 <= max(map(len, lines)) <= widest
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_cuts_no_name_of_an_option_at_80_columns(command: str, run: Run) -> None:
     found = run(command, "--help")

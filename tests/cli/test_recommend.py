@@ -55,6 +55,34 @@ def test_a_sweep_goes_to_a_file_of_the_suffix(made_up: str, tmp_path: Path, caps
     assert "plans in" in capsys.readouterr().out
 
 
+def test_a_sweep_in_a_file_leaves_json_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.json"
+    assert main(["sweep", "--model", "gpt-nano", *MACHINE, "--no-times", "-o", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("command", ["estimate", "emit-config", "recommend"])
+def test_a_model_with_a_long_context_is_planned_with_all_of_it_and_told(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    main([command, "--model", "llama-3.2-1b", "--gpu", "rtx-4090", "--gpus", "1", "--host-memory", "64GB"])
+    said = capsys.readouterr()
+    assert "all the 131,072 tokens that the model takes: --seq-len shortens it" in said.out + said.err
+
+
+def test_a_drive_that_nobody_named_is_not_recommended(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = ["--gpu", "rtx-3090", "--gpus", "1", "--host-memory", "72GiB"]
+    options = ["--model", "llama-3.2-3b", "--seq-len", "3500", *machine]
+    assert main(["estimate", *options, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    verdicts = {plan["name"]: plan["verdict"] for plan in document["plans"]}
+    assert verdicts["zero3-nvme"] == "fits"
+    assert document["recommended"] == "zero2-offload-ckpt"
+    assert main(["estimate", *options, "--nvme-path", "/mnt", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recommended"] == "zero3-nvme"
+
+
 def test_fit_says_what_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["fit", "--model", "1.7B", *MACHINE, "--activation-checkpointing", "none", "--what", "micro-batch"]) == 0
@@ -127,7 +155,10 @@ def test_without_a_profile_data_sheets_are_used_and_said(capsys: pytest.CaptureF
         (("sweep", "--gpu-types", "a101"), "--gpu t4 and --gpu-types a101 contradict each other"),
         (("sweep", "--micro-batch-sizes", "1,1000000"), "--micro-batch-sizes: 1000000 is not allowed; at most 65,536"),
         (("sweep", "-o", "sweep.txt"), "suffix '.txt'"),
-        (("sweep", "--seq-lens", "4096", "--no-times"), "4096 tokens are more than the model's 1024 positions"),
+        (
+            ("sweep", "--seq-lens", "4096", "--no-times"),
+            "--seq-lens: 4096 is longer than the model's 1024 positions",
+        ),
     ],
 )
 def test_bad_input_is_one_line(

@@ -139,6 +139,12 @@ def test_tuned_follows_the_documented_rule() -> None:
     assert stage3.sub_group_size == 10**8
 
 
+def test_tuned_gathers_an_even_number_of_an_odd_model() -> None:
+    odd = ModelShape(num_layers=1, hidden_size=3, num_attention_heads=1, vocab_size=7, max_position_embeddings=4)
+    assert odd.num_parameters % 2 == 1
+    assert tuned(ZeroConfig(stage=2), odd).allgather_bucket_size == odd.num_parameters - 1
+
+
 def test_tuned_keeps_stage_0_and_what_was_chosen() -> None:
     assert tuned(ZeroConfig(), MODEL) == ZeroConfig()
     chosen = ZeroConfig(stage=3, reduce_bucket_size=123, sub_group_size=456, stage3_max_live_parameters=789)

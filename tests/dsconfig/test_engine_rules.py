@@ -41,6 +41,8 @@ def optimizer(name: str, **params: Any) -> dict[str, Any]:
 #: Name -> the document, and the key that the message names.
 REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
     "hpz": (document(3, zero_hpz_partition_size=3), "zero_optimization.zero_hpz_partition_size: 3 does not divide"),
+    "odd-gather": (document(2, allgather_bucket_size=4097), "zero_optimization.allgather_bucket_size: 4097 is odd"),
+    "odd-gather-1": (document(1, allgather_bucket_size=1), "zero_optimization.allgather_bucket_size: 1 is odd"),
     "predivided-2": (document(2) | PREDIVIDED, "gradient_predivide_factor: 2.0 is not allowed; stage 2"),
     "predivided-3": (document(3) | PREDIVIDED, "gradient_predivide_factor: 2.0 is not allowed; stage 3"),
     "prescaled": (document(2) | {"prescale_gradients": True}, "prescale_gradients: stage 2"),
@@ -67,6 +69,8 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
 #: Their neighbours, which the engine takes.
 TAKEN: Mapping[str, dict[str, Any]] = {
     "hpz": document(3, zero_hpz_partition_size=8),  # more than the ranks: all of them
+    "odd-gather-3": document(3, allgather_bucket_size=4097),
+    "odd-gather-1": document(1, allgather_bucket_size=4097) | FP32_ACCUMULATION,
     "predivided": document(2, reduce_scatter=False) | PREDIVIDED | {"prescale_gradients": True},
     "predivided-1": document(1) | PREDIVIDED,
     "summed": document(2) | PREDIVIDED | {"gradient_allreduce_op": "sum"},
@@ -110,6 +114,7 @@ def test_a_model_that_does_not_checkpoint_needs_no_count(tmp_path: Path) -> None
 #: One of each rule, and what the engine says: that it is this which stops it.
 SAID = {
     "hpz": "4 is not divisible by 3",
+    "odd-gather": "allgather_bucket_size must be a multiple of nccl_start_alignment_factor, 2",
     "predivided-3": "gradient_predivide_factor != 1.0 is not yet supported with ZeRO-3",
     "muon-3": "Muon and reduce scatter cannot be used together",
     "master": "Master weights feature requires ZeRO-2 Offload",
@@ -118,7 +123,7 @@ SAID = {
     "no-count": "Must specify the number of layers",
     "norm-bf16": "compute_grad_norm=false does not support ZeRO Stage 1",
 }
-ASKED = ("hpz", "predivided", "contiguous")
+ASKED = ("hpz", "odd-gather-1", "predivided", "contiguous")
 
 
 @pytest.mark.engine

@@ -92,6 +92,34 @@ def test_hjson_is_read_too(read: Any) -> None:
     assert read(text).plan.workload.micro_batch_size == 2
 
 
+def test_a_batch_size_that_is_whole_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"train_micro_batch_size_per_gpu": 2.0, "train_batch_size": 2.5, "gradient_clipping": 1.0}')
+    found = load_document(path)
+    assert [type(value) for value in found.values()] == [int, float, float]
+    assert type(load_document(path, "hf")["train_micro_batch_size_per_gpu"]) is float
+    hjson = pytest.importorskip("hjson")
+    assert type(hjson.loads(path.read_text())["train_micro_batch_size_per_gpu"]) is int
+
+
+def test_a_comment_at_the_top_is_passed_over_as_deepspeed_does(read: Any) -> None:
+    assert read({**SMALLEST, "_comment": "ours", "//": "and theirs"}).document["_comment"] == "ours"
+    with pytest.raises(InputError, match=r"zero_optimization\._comment: unknown key"):
+        read({**SMALLEST, "zero_optimization": {"stage": 1, "_comment": "refused here"}})
+
+
+def test_accelerates_yaml_is_called_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "accelerate.yaml"
+    path.write_text("distributed_type: DEEPSPEED\ndeepspeed_config:\n  deepspeed_config_file: run/ds.json\n")
+    with pytest.raises(InputError, match=r"accelerate\.yaml: is YAML, .*; give the file that it names, run/ds\.json"):
+        load_document(path)
+    path.write_text("deepspeed_config:\n  zero_stage: 2\n")
+    with pytest.raises(InputError, match="give a configuration in JSON"):
+        load_document(path, "accelerate")
+    path.write_text('{"train_batch_size": 8}')  # YAML's braces are JSON's
+    assert load_document(path) == {"train_batch_size": 8}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -166,7 +194,7 @@ def test_batch_sizes(read: Any, given: dict[str, Any], resolved: tuple[int, int,
         ({"train_batch_size": 20, "train_micro_batch_size_per_gpu": 2}, "multiple of 16: e.g. 16 or 32"),
         ({"train_batch_size": 20, "gradient_accumulation_steps": 2}, "multiple of 16: e.g. 16 or 32"),
         ({"train_micro_batch_size_per_gpu": 0}, "whole number or null of at least 1"),
-        ({"train_micro_batch_size_per_gpu": 2.0}, "train_micro_batch_size_per_gpu: 2.0"),
+        ({"train_micro_batch_size_per_gpu": 2.5}, "train_micro_batch_size_per_gpu: 2.5"),
         ({"train_micro_batch_size_per_gpu": "2"}, 'train_micro_batch_size_per_gpu: "2"'),
     ],
 )
@@ -268,6 +296,7 @@ def test_old_names(read: Any) -> None:
             {**SMALLEST, "optimizer": {"type": "OneBitAdam"}},
             "DeepSpeed has no 'OneBitAdam' any more since 0.19.7; modelled",
         ),
+        ({**SMALLEST, "optimizer": {"type": "FusedAdam"}}, "DeepSpeed has no 'FusedAdam'; did you mean Adam\\? "),
         ({**SMALLEST, "optimizer": {"type": "AdmaW"}}, "DeepSpeed has no 'AdmaW'; did you mean AdamW"),
         ({**SMALLEST, "optimizer": {"type": "sgd"}}, "must be spelled SGD"),
         ({**SMALLEST, "optimizer": {"params": {}}}, "optimizer.type: is missing"),

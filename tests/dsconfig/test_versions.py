@@ -75,6 +75,14 @@ def test_what_is_no_release_says_what_is(text: str) -> None:
         parse_version(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "near"), [("0.20.0", "0.19.8"), ("1.0", "0.19.8"), ("0.8.0", "0.9.0"), ("0", "0.9.0")]
+)
+def test_of_a_release_beyond_all_the_last_or_first_is_named(text: str, near: str) -> None:
+    with pytest.raises(InputError, match=rf"did you mean {near}\?"):
+        parse_version(text)
+
+
 def test_a_near_release_is_named() -> None:
     with pytest.raises(InputError, match=r"did you mean 0\.16\.1\?"):
         parse_version("0.16.10")

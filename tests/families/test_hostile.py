@@ -83,6 +83,12 @@ def test_an_unknown_family_is_told_the_nearest_and_the_way_around(model_type: st
     assert "--module PACKAGE.FILE:FACTORY" in message
 
 
+def test_of_many_layers_the_one_that_is_of_no_kind_is_named() -> None:
+    layers = ["full_attention"] * (LLAMA["num_hidden_layers"] - 1)
+    message = refused({**LLAMA, "model_type": "qwen2", "layer_types": [*layers, "full_atention"]})
+    assert 'layer_types: "full_atention" is not allowed; it must be one of full_attention' in message
+
+
 def test_experts_that_are_not_there() -> None:
     config = {**SMALL["mixtral, wide heads"], "num_experts_per_tok": 9}
     assert "num_experts_per_tok: 9 is not allowed; there are 4 experts" in refused(config)
@@ -121,7 +127,7 @@ def test_files_that_are_large_or_deep(tmp_path: Path) -> None:
     for content, said in (
         (text + ', "x": ' + "[" * 100_000, "nested too deeply"),
         (text + ', "x": ' + '{"a":' * 50_000, "nested too deeply"),
-        (text + ', "x": "' + "y" * LARGEST_FILE + '"}', "bytes are too many for a model file"),
+        (text + ', "x": "' + "y" * LARGEST_FILE + '"}', "is too large for a model file"),
         (text + ', "num_hidden_layers": 4}', "key 'num_hidden_layers' is given twice"),
         (text, "not valid JSON"),
     ):

@@ -38,6 +38,12 @@ def make():
     print("what is printed is no answer")
     return Net()
 
+def frozen():
+    return Net().requires_grad_(False)
+
+def empty():
+    return nn.ReLU()
+
 def fails():
     raise RuntimeError("no way\\nat all")
 """
@@ -78,6 +84,14 @@ def test_what_cannot_be_trained_so(changes: dict[str, Any], said: str) -> None:
         api.model("llama-3.2-1b", **changes)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_which_nothing_would_be_trained_is_refused() -> None:
+    # OPT's last norm is made before its blocks (modeling_opt.py, OPTDecoder), and its head is the embedding.
+    with pytest.raises(InputError, match=r"frozen_layers: 12 is not allowed; nothing comes after .*: at most 11"):
+        api.model("opt-125m", frozen_layers=12)
+    assert api.model("opt-125m", frozen_layers=11).num_trained_parameters > 0
+    assert api.model("llama-3.2-1b", frozen_layers=16).num_trained_parameters == 2048  # the last norm
 
 
 def test_a_mingpt_has_no_adapters() -> None:
@@ -154,6 +168,25 @@ def test_a_factory_is_called_on_the_meta_device(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_module("mine.net:fails", folder=tmp_path)
     assert str(caught.value) == "--module: mine.net:fails failed: RuntimeError: no way"
+    for name, said in (("frozen", "no parameter of it is trained"), ("empty", "it has no parameters")):
+        with pytest.raises(InputError, match=rf"--module: mine\.net:{name} makes nothing to train: {said}"):
+            read_module(f"mine.net:{name}", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("mine.py:make", "write mine:make"),
+        ("./my/net.py:make", "write my.net:make"),
+        ("/home/me/net.py:make", "in its folder write net:make"),
+        ("../net.py:make", "in its folder write net:make"),
+        ("my-files/net.py:make", "in its folder write net:make"),
+    ],
+)
+def test_a_path_is_told_how_python_names_it(factory: str, said: str) -> None:
+    with pytest.raises(InputError, match="names a file; ") as caught:
+        read_module(factory)
+    assert str(caught.value).endswith(said)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from dsplan.report.document import estimate_document
 from dsplan.schemas import schema
+from dsplan.workload import OPTIMIZERS
 from tests.report import estimates
 
 
@@ -22,6 +23,13 @@ def test_documents_are_valid(memory_gib: int | None, explain: bool) -> None:
     document = estimate_document(estimate, inferred="how" if explain else None)
     jsonschema.validate(document, schema("estimate"))
     assert len(document["plans"]) == len(estimate.plans)
+
+
+def test_every_optimizer_that_can_be_planned_is_in_the_schemas() -> None:
+    estimated = schema("estimate")["properties"]["workload"]["properties"]["optimizer"]["enum"]
+    configuration = schema("measurement")["properties"]["configuration"]["properties"]
+    recorded = configuration["workload"]["properties"]["optimizer"]["enum"]
+    assert set(estimated) == set(recorded) == set(OPTIMIZERS)
 
 
 def test_a_plan() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dsplan.check.configuration import Run
 from dsplan.check.run import check_files
-from dsplan.report.findings import sarif_report
+from dsplan.report.findings import github_report, sarif_report, text_report
 
 BAD = '{"train_batch_size": "x"}'
 
@@ -43,3 +43,15 @@ def test_rules_say_where_they_are_described(tmp_path: Path) -> None:
         assert f"docs/check.md#{rule['id'].lower()}" in rule["help"]["text"]
         assert f'<a id="{rule["id"].lower()}"></a>' in description
     assert "http" not in json.dumps(driver)
+
+
+def test_a_finding_is_one_line_that_no_terminal_acts_on(tmp_path: Path) -> None:
+    path = tmp_path / "ds\n_config.json"
+    path.write_text('{"train_batch_size": 8, "a\\n::error file=x::y\\u001b[31m": 1}')
+    checked = check_files([path], Run())
+    [finding] = [each for each in checked.findings if each.rule.id == "DS101"]
+    for report in (text_report, github_report):
+        line, summary = report(checked, [finding]).split("\n")
+        assert summary.startswith("Checked 1 configuration")
+        assert not line.startswith("::error")
+    assert "\\x1b[31m" in text_report(checked, [finding])

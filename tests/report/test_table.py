@@ -8,9 +8,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from dsplan.estimate import Estimate
+from dsplan.catalogue import accelerator
+from dsplan.estimate import Estimate, estimate
+from dsplan.hardware import Cluster
+from dsplan.model import ModelShape
 from dsplan.report.table import print_estimate, verdict_lines
+from dsplan.strategies import standard_plans
 from dsplan.units import format_bytes
+from dsplan.workload import Workload
 from dsplan.zero import OffloadOptimizer
 from tests.report import estimates
 
@@ -22,7 +27,7 @@ def printed(estimate: Estimate, *, width: int = 80, colour: bool = False, inferr
     return file.getvalue()
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("width", [40, 60, 80, 90, 100, 110, 120])
 def test_every_row_is_one_line_and_nothing_is_cut(width: int) -> None:
     text = printed(estimates.hand_made(), width=width)
     assert "…" not in text
@@ -31,6 +36,17 @@ def test_every_row_is_one_line_and_nothing_is_cut(width: int) -> None:
     for plan in estimates.hand_made().plans:
         [line] = [line for line in lines if line[2:].startswith(f"{plan.plan.name} ")]
         assert f"{plan.device.peak_bytes / 2**30:.2f}" in line
+
+
+@pytest.mark.parametrize("width", [110, 150])
+def test_the_moment_is_shown_where_no_row_wraps(width: int) -> None:
+    made = estimates.hand_made()
+    long = "backward of the loss and the head of a model"
+    rows = tuple(replace(row, device=replace(row.device, peak_moment=long)) for row in made.plans)
+    lines = printed(replace(made, plans=rows), width=width).splitlines()
+    assert any(long in line for line in lines) == (width == 150)
+    assert len([line for line in lines if line[2:].startswith("zero")]) == len(rows)
+    assert not any(line.strip().startswith(("head of", "loss")) for line in lines)
 
 
 def test_the_widest_row_fits_80_columns() -> None:
@@ -69,6 +85,17 @@ def test_one_plan_is_judged_and_not_recommended() -> None:
         text = printed(estimate)
         assert said in text
         assert "ecommend" not in text
+
+
+@pytest.mark.parametrize("card", ["t4", "gaudi"])
+def test_the_largest_batch_of_one_plan_is_marked_where_no_allocator_is_replayed(card: str) -> None:
+    model = ModelShape(num_layers=1, hidden_size=64, num_attention_heads=4)
+    plans = standard_plans(model, Workload(sequence_length=1024, precision="fp16"))
+    found = estimate(model, plans[:1], Cluster(accelerator=accelerator(card)), closely=True)
+    [row] = found.plans
+    assert (row.pressed is None) == (card == "gaudi")
+    line = next(line for line in printed(found).splitlines() if line.startswith("  zero0"))
+    assert line.endswith(f" {'~' if row.pressed is None else ''}{row.max_micro_batch_size}")
 
 
 def test_the_header_names_model_workload_and_machine() -> None:

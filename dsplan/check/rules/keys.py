@@ -10,6 +10,7 @@ from dsplan.check.finding import ERROR, NOTE, WARNING, Edit, Finding, Rule
 from dsplan.check.known import TOP, Place, homes, is_arguments, known_keys, places, refuses_unknown
 from dsplan.check.tree import Member, Section
 from dsplan.dsconfig.removed import RemovedKey, removed_keys
+from dsplan.dsconfig.schema import COMMENTS
 
 UNKNOWN = Rule(id="DS101", name="unknown-key", severity=ERROR, summary="DeepSpeed has no such key.")
 MISPLACED = Rule(
@@ -35,9 +36,6 @@ _MEANT = {
     "max_grad_norm": "gradient_clipping",
     "comms_config": "comms_logger",
 }
-#: How keys begin that stand for a comment, which JSON does not have.
-_COMMENTS = ("_", "#", "//")
-
 #: Keys whose end is known: what DeepSpeed's history says of them.
 _HISTORY = {"cpu_offload_params": " since 0.7.0; it was deprecated in 0.3.15"}
 
@@ -73,7 +71,7 @@ def _unknown(config: Configuration, place: Place) -> Finding:
     if is_arguments(place.section):
         effect = f"DeepSpeed stops when it makes the {place.section.partition('.')[0]}"
     unread = f"unknown key {key}{f' in {place.section}' if place.section else ''}: {effect}"
-    if key.startswith(_COMMENTS):
+    if key.startswith(COMMENTS):
         severity = ERROR if refused else NOTE
         return config.finding(UNKNOWN, place.path, unread, "remove it", severity=severity, member=place.member)
     known = known_keys(place.section, config)

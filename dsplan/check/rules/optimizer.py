@@ -8,7 +8,7 @@ from dsplan.check.configuration import ZERO, Configuration
 from dsplan.check.finding import ERROR, NOTE, WARNING, Edit, Finding, Rule
 from dsplan.check.tree import find
 from dsplan.dsconfig.consumers import DEEPSPEED, LIGHTNING
-from dsplan.dsconfig.optimizer_section import REMOVED, REMOVED_SINCE
+from dsplan.dsconfig.optimizer_section import CLASSES, REMOVED, REMOVED_SINCE
 from dsplan.errors import nearest
 
 UNKNOWN = Rule(
@@ -40,15 +40,6 @@ _TORCH = (
     *("ASGD", "Adadelta", "Adafactor", "Adamax", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
     "SparseAdam",
 )
-#: Classes that DeepSpeed makes for a name (``_configure_basic_optimizer``), and that are no names themselves.
-_CLASSES = {
-    "fusedadam": "Adam",
-    "deepspeedcpuadam": "Adam",
-    "fusedlamb": "Lamb",
-    "fusedlion": "Lion",
-    "deepspeedcpulion": "Lion",
-    "deepspeedcpuadagrad": "Adagrad",
-}
 #: ``runtime/zero/utils.py`` (``ZERO_SUPPORTED_OPTIMIZERS``, and Muon in ``is_zero_supported_optimizer``).
 _TESTED = ("adam", "adamw", "adagrad", "lion", "muon")
 #: Optimizers whose kernels run on the GPU alone.
@@ -99,7 +90,7 @@ def known_type(config: Configuration) -> Iterator[Finding]:
         edit = None if member is None else Edit(offset=member.node.offset, end=member.node.end, text=f'"{exact}"')
         yield config.finding(UNKNOWN, path, message, f'"{exact}"', on_value=True, edit=edit)
         return
-    near = [_CLASSES[name]] if name in _CLASSES else nearest(given, (*_DEEPSPEED, *_TORCH), limit=1)
+    near = [CLASSES[name]] if name in CLASSES else nearest(given, (*_DEEPSPEED, *_TORCH), limit=1)
     message = f"there is no optimizer {given}: DeepSpeed reads the file without a word and stops when it makes one"
     yield config.finding(UNKNOWN, path, message, f'"{near[0]}"' if near else "AdamW", on_value=True)
 

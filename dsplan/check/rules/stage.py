@@ -8,6 +8,7 @@ from typing import Any
 from dsplan.check.configuration import ZERO, Configuration
 from dsplan.check.finding import ERROR, NOTE, WARNING, Finding, Rule
 from dsplan.check.known import known_keys
+from dsplan.dsconfig.engine_rules import Engine, allgather_alignment, secondary_partition
 from dsplan.dsconfig.stages import stages_of
 
 IGNORED = Rule(
@@ -81,6 +82,25 @@ def refused(config: Configuration) -> Iterator[Finding]:
             yield config.finding(REFUSED, path, message, "true", on_value=True)
 
 
+def sizes(config: Configuration) -> Iterator[Finding]:
+    """Sizes at which the engine of the stage stops: :func:`secondary_partition`, which ranks decide, and
+    :func:`allgather_alignment` of :mod:`dsplan.dsconfig.engine_rules`, with the sources.
+    """
+    if not isinstance(config.get(ZERO), dict) or config.stage is None:
+        return
+    engine = Engine(
+        document=config.document,
+        precision="bf16" if config.get("bf16.enabled") is True else "fp32",
+        world_size=config.run.world_size or 1,
+        checkpointing="none",
+    )
+    for key, rule in (("zero_hpz_partition_size", secondary_partition), ("allgather_bucket_size", allgather_alignment)):
+        value = config.zero(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            for refusal in rule(engine):
+                yield config.finding(REFUSED, refusal.key, refusal.message, refusal.instead, on_value=True)
+
+
 def _sum(config: Configuration, stage: int) -> Iterator[Finding]:
     """What cannot sum gradients."""
     if config.get("gradient_allreduce_op") == "sum":
@@ -109,4 +129,4 @@ def _words(stages: tuple[int, ...]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-CHECKS = (ignored, offload_ignored, refused)
+CHECKS = (ignored, offload_ignored, refused, sizes)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dsplan.check.configuration import Configuration
-from dsplan.check.finding import ERROR, NOTE, WARNING, Finding, Rule
-from dsplan.check.planned import plan_of
-from dsplan.dsconfig.consumers import DEEPSPEED
+from dsplan.check.finding import ERROR, WARNING, Finding, Rule
+from dsplan.check.planned import plan_of, ranks_of
+from dsplan.dsconfig.consumers import ACCELERATE, DEEPSPEED, HF
 from dsplan.errors import InputError
 from dsplan.units import format_bytes
 
@@ -16,7 +16,7 @@ DOES_NOT_FIT = Rule(
 )
 TIGHT = Rule(id="DS812", name="tight", severity=WARNING, summary="The run fits only if the allocator fragments little.")
 NO_VERDICT = Rule(
-    id="DS813", name="no-verdict", severity=NOTE, summary="Whether the run fits cannot be said, and why not."
+    id="DS813", name="no-verdict", severity=WARNING, summary="Whether the run fits cannot be said, and why not."
 )
 RULES = (DOES_NOT_FIT, TIGHT, NO_VERDICT)
 
@@ -46,8 +46,14 @@ def fits(config: Configuration) -> Iterator[Finding]:
 
 
 def _none(config: Configuration, why: str) -> Finding:
-    hint = "" if config.run.consumer == DEEPSPEED else " (DeepSpeed's own defaults are estimated)"
-    return config.finding(NO_VERDICT, "zero_optimization", f"no verdict on memory{hint}: {why}")
+    consumer = config.run.consumer
+    hint = "" if consumer == DEEPSPEED else " (DeepSpeed's own defaults are estimated)"
+    if consumer in (HF, ACCELERATE) and why.startswith('"auto" in '):
+        why = f'"auto" becomes what arguments say that are not in the file; dsplan estimate --for {consumer} takes them'
+        hint = ""
+    alone = config.run.world_size is None and ranks_of(config) == 1
+    ranks = ", estimated for one rank (--world-size says how many)" if alone else ""
+    return config.finding(NO_VERDICT, "zero_optimization", f"no verdict on memory{ranks}{hint}: {why}")
 
 
 CHECKS = (fits,)

@@ -46,6 +46,8 @@ def require_json_name(output: Path) -> None:
 
 def require_printable(path: Path) -> None:
     """Raise InputError when the name cannot stand in a script, a YAML file and a launch line as it is."""
+    if str(path).startswith("-"):
+        raise InputError(f"{path}: a launcher takes what begins with - for an option; choose another name")
     if not str(path).isprintable():
         raise InputError(
             f"{str(path)!r}: characters that cannot be printed are not allowed in the name; choose another name"

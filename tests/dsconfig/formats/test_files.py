@@ -48,6 +48,11 @@ def test_a_name_that_a_script_cannot_hold(name: str) -> None:
         render("launch", target(output=name))
 
 
+def test_a_name_that_a_launcher_takes_for_an_option() -> None:
+    with pytest.raises(InputError, match=r"-x\.json: a launcher takes what begins with - for an option"):
+        render("launch", target(output="-x.json"))
+
+
 def test_an_unknown_format_names_the_nearest() -> None:
     with pytest.raises(InputError, match="--format: unknown value 'accelerat'; did you mean accelerate"):
         render("accelerat", target())

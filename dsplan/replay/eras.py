@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dsplan.engine import Engine, Run
+from dsplan.engine import Engine, Run, engine_for
 from dsplan.kernels import kernels_of
 from dsplan.replay import deepspeed_0_3_13, torch_1_8
 from dsplan.replay.cases import Case
-from dsplan.replay.walking import highest_step, walk_as
+from dsplan.replay.walking import Build, highest_step, walk_as
 
 STAGE_THAT_GATHERS = 3
 
@@ -65,8 +65,20 @@ def account(case: Case) -> Account:
         after = _peak(case, switched)
         changes.append(Change(name=name, was=was, size_bytes=after[0] - before[0]))
         before = after
-    era = "torch 1.8" if case.zero is None else "DeepSpeed 0.3.13"
-    return Account(today_bytes=today[0], changes=tuple(changes), era=era, moment=before[1])
+    return Account(today_bytes=today[0], changes=tuple(changes), era=era_of(case), moment=before[1])
+
+
+def era_of(case: Case) -> str:
+    """Whose rules a run of the case's day followed; empty when nothing is known to have changed."""
+    if not _rules(case):
+        return ""
+    return "torch 1.8" if case.zero is None else "DeepSpeed 0.3.13"
+
+
+def engine_of_its_day(case: Case) -> Build:
+    """The engine by all rules that are known to have changed since; today's where none are."""
+    names = frozenset(_rules(case))
+    return _by(names) if names else engine_for
 
 
 def _rules(case: Case) -> Mapping[str, str]:
@@ -84,11 +96,14 @@ def _peak(case: Case, rules: frozenset[str] | None) -> tuple[int, str]:
     if shape is None:
         raise ValueError(f"{case.model.name}: dsplan has no formulas for it")
 
+    kernels = kernels_of(case.cluster.accelerator)
+    build = engine_for if rules is None else _by(rules)
+    step = highest_step(walk_as(shape, case.plan, case.world_size, kernels, build))
+    return step.peak_bytes, f"{step.peak_phase}, {step.phases[step.peak_phase].peak_moment}"
+
+
+def _by(rules: frozenset[str]) -> Build:
     def old(run: Run) -> Engine:
-        assert rules is not None
         return torch_1_8.OldDdp(run, rules) if run.plan.ddp else deepspeed_0_3_13.OldStage3(run, rules)
 
-    kernels = kernels_of(case.cluster.accelerator)
-    walked = walk_as(shape, case.plan, case.world_size, kernels, *(() if rules is None else (old,)))
-    step = highest_step(walked)
-    return step.peak_bytes, f"{step.peak_phase}, {step.phases[step.peak_phase].peak_moment}"
+    return old

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsplan.engine import engine_for
 from dsplan.estimate import DOES_NOT_FIT, HostEstimate
 from dsplan.hardware import Cluster
 from dsplan.kernels import kernels_of
 from dsplan.model import ModelShape
 from dsplan.overhead import PROCESS_HOST_BYTES
 from dsplan.plan import Plan
-from dsplan.replay.walking import walk_as, walk_without_host_temporaries
+from dsplan.replay.walking import Build, walk_as, walk_without_host_temporaries
 from dsplan.verdict.walked import device_estimate, verdict_of
 from dsplan.walk import capacity_of, walk
 
@@ -39,14 +40,14 @@ class Fit:
         return self.verdict != DOES_NOT_FIT
 
 
-def fit(model: ModelShape, plan: Plan, cluster: Cluster) -> Fit:
-    """Judge one plan on a cluster whose card is known."""
+def fit(model: ModelShape, plan: Plan, cluster: Cluster, build: Build = engine_for) -> Fit:
+    """Judge one plan on a cluster whose card is known; ``build`` makes DDP's engine."""
     accelerator = cluster.accelerator
     assert accelerator is not None
     assert accelerator.usable_bytes is not None
     kernels = kernels_of(accelerator)
     if plan.ddp:
-        walked = walk_as(model, plan, cluster.world_size, kernels)
+        walked = walk_as(model, plan, cluster.world_size, kernels, build)
     elif plan.zero.stage == PARTITIONS_EVERYTHING:  # on whose device nothing depends on the capacity
         walked = walk_without_host_temporaries(model, plan, cluster.world_size, kernels)
     else:

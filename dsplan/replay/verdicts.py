@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dsplan.replay.bounds import lower_bound
 from dsplan.replay.cases import Case, Subject, case, cases, subjects
-from dsplan.replay.eras import Account, account
+from dsplan.replay.eras import Account, account, engine_of_its_day, era_of
 from dsplan.replay.fitting import fit
 from dsplan.replay.levels import steady_level
 from dsplan.units import GIB, format_bytes
@@ -219,8 +219,10 @@ def _fit(one: Case) -> Row:
         bound = sum(part.size_bytes for part in lower_bound(one))
         reason = f"an encoder-decoder is not modelled; its states need {format_bytes(bound)}, which rules out nothing"
         return _runs(one, None, "not judged", reason=reason)
-    found = fit(shape, one.plan, one.cluster)
+    found = fit(shape, one.plan, one.cluster, engine_of_its_day(one))
     need = f"{found.verdict}: {format_bytes(found.device_bytes)} of {format_bytes(found.usable_bytes)} a card"
+    if one.plan.ddp and era_of(one):
+        need += f" by the rules of {era_of(one)}"
     if one.scaled_from:
         return _scaled(one, ran, found.usable_bytes, need)
     if one.setup.host_memory_bytes is not None:

@@ -11,6 +11,8 @@ import pytest
 from dsplan.replay import verdicts
 from dsplan.replay.bounds import lower_bound
 from dsplan.replay.cases import Case, Published, case, cases, subjects
+from dsplan.replay.eras import engine_of_its_day
+from dsplan.replay.fitting import fit
 from dsplan.replay.verdicts import COUNTS, DIFFERENCE, FITS, LEVELS, PEAKS, REFUSED, SHOWN, Row, rows
 from dsplan.units import GIB, MIB
 
@@ -87,6 +89,17 @@ def test_usable_rows_are_within_12_percent_or_explained_by_rules_that_add_up(fou
         assert left.name == "open"
         assert abs(left.size_bytes) <= 0.12 * row.published
         assert all(part.note for part in row.summands)
+
+
+def test_ddp_fits_by_the_rules_of_its_torch(found: dict[str, list[Row]]) -> None:
+    one = case("largest-ddp")
+    assert one.model.shape is not None
+    then = fit(one.model.shape, one.plan, one.cluster, engine_of_its_day(one))
+    today = fit(one.model.shape, one.plan, one.cluster)
+    assert then.can_run
+    assert today.device_bytes - then.device_bytes > 2 * GIB  # temporaries of all parameters at once
+    (row,) = (row for row in found[FITS] if row.case == one.id)
+    assert (row.verdict, "a card by the rules of torch 1.8" in row.reason) == ("right", True)
 
 
 def test_the_ddp_row_by_the_rules_of_its_torch_is_within_one_percent(found: dict[str, list[Row]]) -> None:

@@ -63,9 +63,10 @@ def test_a_sweep_in_a_file_leaves_json_what_it_is(tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("command", ["estimate", "emit-config", "recommend"])
 def test_a_model_with_a_long_context_is_planned_with_all_of_it_and_told(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(tmp_path)  # where emit-config finds no file of another run
     main([command, "--model", "llama-3.2-1b", "--gpu", "rtx-4090", "--gpus", "1", "--host-memory", "64GB"])
     said = capsys.readouterr()
     assert "all the 131,072 tokens that the model takes: --seq-len shortens it" in said.out + said.err

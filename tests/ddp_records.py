@@ -6,6 +6,7 @@ the dry run of each, which takes a minute or two for all.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -141,9 +142,16 @@ def _errors(comparison: Comparison) -> tuple[str, str]:
 
 
 def main() -> int:
-    arguments = [argument for argument in sys.argv[1:] if argument != "--dry"]
-    rows = [held(name, measurement) for name, measurement in read(Path(*arguments) if arguments else RECORDS).items()]
-    if "--dry" in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("records", nargs="?", type=Path, default=RECORDS)
+    parser.add_argument("--dry", action="store_true", help="their dry runs too")
+    options = parser.parse_args()
+    try:
+        measurements = read(options.records)
+    except OSError as error:
+        parser.error(f"{options.records}: {error.strerror}")
+    rows = [held(name, measurement) for name, measurement in measurements.items()]
+    if options.dry:
         rows = list(with_dry_runs(rows))
     sys.stdout.write("\n".join(table(rows)) + "\n")
     return 0

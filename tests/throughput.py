@@ -7,6 +7,7 @@ tests/data/throughput.json --gpus 4`` leaves; those of eight cards are named on 
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -114,12 +115,13 @@ def table(found: list[Row]) -> list[str]:
 
 
 def main() -> int:
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else RECORDS
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("records", nargs="?", type=Path, default=RECORDS)
+    path: Path = parser.parse_args().records
     try:
         found = rows(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, LookupError) as error:
-        sys.stderr.write(f"{path}: {error}; record it with python -m tests.gpu.sweep throughput {path} --gpus 4\n")
-        return 1
+        parser.error(f"{path}: {error}; record it with python -m tests.gpu.sweep throughput {path} --gpus 4")
     sys.stdout.write("\n".join(table(found)) + "\n")
     return 0
 

@@ -1,7 +1,8 @@
-"""torch's DDP on random configurations, by the formulas and dry: ``python -m tests.oracle.ddp [COUNT] [SEED]``."""
+"""torch's DDP on random configurations, formulas and dry: ``python -m tests.oracle.ddp [--count N] [--seed N]``."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -49,9 +50,12 @@ def differences(wanted: Sequence[Case], jobs: int = 1) -> Iterator[tuple[Case, D
 
 
 def main() -> int:
-    count, seed = (int(text) for text in (*sys.argv[1:], *("40", "7")[len(sys.argv) - 1 :]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=7)
+    options = parser.parse_args()
     far = 0
-    for case, found in differences(list(cases(count, seed))):
+    for case, found in differences(list(cases(options.count, options.seed))):
         workload, model = case.plan.workload, case.model
         what = (
             f"{case.name:14} {model.num_layers:3}x{model.hidden_size:5} {model.attention:5} {workload.precision} "

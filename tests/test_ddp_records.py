@@ -21,8 +21,6 @@ from tests.gpu.ddp_cases import DDP
 #: A ten-thousandth: predictions are replayed by the rules of torch's allocator (dsplan/verdict/counted.py).
 SHARE = 0.0001
 
-pytestmark = pytest.mark.skipif(not RECORDS.exists(), reason="not recorded")
-
 
 @cache
 def rows() -> tuple[Held, ...]:

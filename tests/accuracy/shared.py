@@ -9,12 +9,11 @@ from dsplan.comparison import Comparison, compare
 from dsplan.measurement import measurement_from_document
 from dsplan.prediction import prediction_from
 from dsplan.units import MIB
-from tests.accuracy.records import ROOT, TOLERANCE_PERCENT, Compared, Refused, compare_record
+from tests.accuracy.records import TOLERANCE_PERCENT, Compared, Refused, compare_record
 from tests.accuracy.tables import percent
+from tests.dry_accuracy import SHARED_RECORDS, record_of
 from tests.dry_records import SHARED_DRY_RUNS, as_measured, read_entries
 from tests.verdict.reserved import SHARED, held, recorded
-
-SHARED_RECORDS = ROOT / "tests" / "data" / "shared_records.json"
 
 
 def shared() -> Iterator[Compared]:
@@ -33,9 +32,9 @@ def shared() -> Iterator[Compared]:
 
 def dry_runs() -> Mapping[str, Comparison]:
     """The record's worst rank against its dry run, by name."""
-    documents, found = json.loads(SHARED_RECORDS.read_text(encoding="utf-8")), {}
+    found = {}
     for name, entry in read_entries(SHARED_DRY_RUNS).items():
-        record = measurement_from_document(documents[name], name).only_rank(entry["rank"])
+        record = record_of(name).only_rank(entry["rank"])
         dry = prediction_from(as_measured(entry, record))
         found[name] = compare(record, dry, tolerance_percent=TOLERANCE_PERCENT)
     return found

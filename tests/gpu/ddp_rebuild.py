@@ -19,6 +19,7 @@ import gc
 import json
 import os
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ def main() -> None:
                 "ranks": dist.get_world_size(),
                 "bucket_bytes": 4 * preset(name).num_parameters,
                 "versions": {"torch": torch.__version__},
+                "device": torch.cuda.get_device_name(),
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "steps": steps,
             }
             rows.append(row)
